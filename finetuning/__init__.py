@@ -1,0 +1,1 @@
+"""What split_data.py, train.py and evaluate.py share: one subject a file."""

@@ -1,0 +1,80 @@
+"""Mistakes that a user can mend, told in one line each: no traceback, exit status 2."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75  # sysexits.h's EX_TEMPFAIL: nothing is wrong, run the same command again to go on
+EXIT_KILLED_BY_USER = 130  # what a shell reports after Ctrl-C
+
+
+class UserError(Exception):
+    """Something the user can mend. Each argument is one line: the input, what is wrong, what to do."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+    @staticmethod
+    def of_all(lines: Iterable[str]) -> None:
+        """Raise one UserError with all of `lines`, or nothing where there are none."""
+        if collected := tuple(lines):
+            raise UserError(*collected)
+
+
+def operating_system_error(error: OSError) -> UserError:
+    """An OSError in the user's words."""
+    where = error.filename or "a file"
+    advice = {
+        errno.ENOSPC: "the disk is full; free some space, or name another folder",
+        errno.EDQUOT: "your disk quota is used up; free some space, or name another folder",
+        errno.EROFS: "the file system is read-only; name another folder",
+        errno.EACCES: "permission denied; change its permissions, or name another path",
+        errno.EPERM: "the operating system doesn't permit it; name another path",
+        errno.ENOENT: "there is no such file or folder; check the path",
+        errno.EISDIR: "it is a folder, not a file",
+        errno.ENOTDIR: "a part of this path is a file, not a folder",
+        errno.EEXIST: "it exists already and is not a folder",
+    }.get(error.errno or 0, os.strerror(error.errno) if error.errno else str(error))
+    return UserError(f"{where}: {advice}")
+
+
+def require_writable(folder: Path, flag: str) -> None:
+    """Check that `folder`, or the nearest folder above it that exists, can be written to; change nothing.
+
+    Raises:
+        UserError: it can't.
+    """
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"{flag} {folder}: {nearest} is a file, not a folder; name another folder")
+    read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY  # root passes os.access on read-only file systems of some kinds
+    if read_only or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {folder}: {nearest} can't be written to; name another folder")
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main function and leave with its status; a UserError or OSError ends in one line a mistake."""
+    script = Path(sys.argv[0]).name
+    try:
+        status = main() or 0
+    except UserError as mistakes:
+        for line in mistakes.lines:
+            print(f"{script}: error: {line}", file=sys.stderr)
+        status = EXIT_BAD_INPUT
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        sys.stdout = open(os.devnull, "w")  # or Python complains once more when it flushes
+        status = EXIT_BAD_INPUT
+    except OSError as error:
+        print(f"{script}: error: {operating_system_error(error).lines[0]}", file=sys.stderr)
+        status = EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"\n{script}: stopped by Ctrl-C", file=sys.stderr)
+        status = EXIT_KILLED_BY_USER
+    sys.exit(status)

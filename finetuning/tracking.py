@@ -1,0 +1,155 @@
+"""What a stage tells while it runs: metrics.jsonl (a line a step, always), the progress line, TensorBoard and W&B.
+
+Losses and gradient norms stay on the device until they are written, once a second or so, so that no step waits for them.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+from finetuning.files import write_whole
+from finetuning.progress import Progress
+from finetuning.run_folder import StageFolder
+
+_SECONDS_BETWEEN_WRITES = 1.0
+_WANDB_SECONDS_TO_CONNECT = 15.0
+_WANDB_PROJECT = "lyrics-finetuning"
+
+
+class StepLog:
+    """Collects each step's figures and passes them on in batches. Only the main process writes."""
+
+    def __init__(
+        self, accelerator: Accelerator, metrics_file: Path, progress: Progress, completed_steps: int, logging_steps: int
+    ) -> None:
+        self._accelerator = accelerator
+        self._file = metrics_file
+        self._progress = progress
+        self._logging_steps = logging_steps
+        self._waiting: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]] = []
+        self._last_write = time.monotonic()
+        self._newest = ""
+        if accelerator.is_main_process:
+            _drop_lines_after(metrics_file, completed_steps)
+
+    def step(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor, **figures: float) -> None:
+        """Note step number `step` (from 1): its loss and gradient norm as they lie on the device, and plain figures."""
+        self._waiting.append(({"step": step, **figures}, loss, grad_norm))
+        log_line_due = step % self._logging_steps == 0
+        if log_line_due or time.monotonic() - self._last_write >= _SECONDS_BETWEEN_WRITES:
+            self.write()
+        if log_line_due:
+            self.log_line()
+
+    def validation(self, step: int, val_loss: float, tokens: int) -> None:
+        """Note the loss on held-out songs after `step` steps."""
+        self.write()
+        self._pass_on([{"step": step, "val_loss": val_loss, "val_tokens": tokens}])
+
+    def write(self) -> None:
+        """Write what waits. Reads the waiting losses from the device, all at once."""
+        self._last_write = time.monotonic()
+        if not self._waiting:
+            return
+        tensors = [torch.stack([loss.float(), norm.float()]) for _, loss, norm in self._waiting]
+        values = torch.stack(tensors).tolist()
+        lines = [
+            {"step": figures["step"], "loss": loss, "grad_norm": norm, **figures}
+            for (figures, _, _), (loss, norm) in zip(self._waiting, values, strict=True)
+        ]
+        self._waiting.clear()
+        self._pass_on(lines)
+        seconds = sum(line["seconds"] for line in lines)
+        rate = sum(line["tokens"] for line in lines) / seconds if seconds else 0
+        self._newest = f"loss {values[-1][0]:.3f}, {rate:,.0f} tokens/s"
+        self._progress.update(lines[-1]["step"], self._newest)
+
+    def log_line(self) -> None:
+        """Print where the training is, as a line that stays."""
+        self._progress.say(f"step {self._progress.done:,} of {self._progress.total:,}: {self._newest}")
+
+    def _pass_on(self, lines: list[dict[str, Any]]) -> None:
+        if self._accelerator.is_main_process:
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        for line in lines:
+            figures = {name: value for name, value in line.items() if name != "step"}
+            self._accelerator.log(figures, step=line["step"])
+
+
+def _drop_lines_after(metrics_file: Path, completed_steps: int) -> None:
+    """Take out the lines of steps that a resumed stage does again, and one that a kill cut short."""
+    if not metrics_file.exists():
+        return
+    kept = []
+    for line in metrics_file.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= completed_steps:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            break
+    metrics_file.write_text("".join(kept), encoding="utf-8")
+
+
+def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none where there is no such file."""
+    if not metrics_file.exists():
+        return []
+    return [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+
+
+def start_trackers(
+    accelerator: Accelerator,
+    names: list[str],
+    folder: StageFolder,
+    *,
+    run_title: str,
+    settings: dict[str, Any],
+    completed_steps: int,
+    warn: Callable[[str], None],
+) -> None:
+    """Start Accelerate's trackers, by name. One that can't start costs a warning line, never the training."""
+    accelerator.trackers = []
+    for name in names:
+        try:
+            if name == "tensorboard":
+                # Steps after the checkpoint are done again: purge_step has them shown once.
+                tracker = TensorBoardTracker("tensorboard", folder.path, purge_step=completed_steps + 1)
+                tracker.start()
+            else:
+                tracker = WandBTracker(_WANDB_PROJECT, **_wandb_arguments(accelerator, folder, run_title))
+                tracker.start()
+                tracker.store_init_configuration(settings)
+            accelerator.trackers.append(tracker)
+        except Exception as error:  # each tracker has its own
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            warn(f"Warning: the training goes on without {name}: {reason}")
+
+
+def _wandb_arguments(accelerator: Accelerator, folder: StageFolder, run_title: str) -> dict[str, Any]:
+    """What wandb.init is given. A stage has one id for all its starts, so that a resumed stage goes on in its run.
+
+    Raises:
+        RuntimeError: there is no API key. Left to itself, W&B would ask for one on the terminal, and wait.
+    """
+    import wandb
+
+    offline = os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled")
+    if not offline and not wandb.api.api_key:
+        raise RuntimeError("there is no API key; run 'wandb login', or set WANDB_MODE=offline")
+    if accelerator.is_main_process and not folder.wandb_run.exists():
+        write_whole(folder.wandb_run, wandb.util.generate_id() + "\n")
+    return {
+        "id": folder.wandb_run.read_text(encoding="utf-8").strip() if accelerator.is_main_process else None,
+        "resume": "allow",
+        "name": run_title,
+        "dir": str(folder.path),
+        "settings": wandb.Settings(init_timeout=_WANDB_SECONDS_TO_CONNECT, silent=True),
+    }
