@@ -7,6 +7,7 @@ write it there. In between, only an index of it is in memory.
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -52,9 +53,7 @@ def main() -> None:
     print(f"\nWritten: {config.output_dir}. Next: accelerate launch train.py --stage 1")
 
 
-def cleaned_songs(
-    sources: list[Path], config: SplitConfig, title: str, counts: Counter[str]
-) -> Iterator[tuple[Path, Song]]:
+def cleaned_songs(sources: list[Path], config: SplitConfig, title: str, counts: Counter[str]) -> Iterator[tuple[Path, Song]]:
     """Every song of the sources, cleaned, with its source."""
     names = FieldNames(config.title_field, config.artist_field, config.feelings_field, config.lyrics_field)
     progress = Progress(sum(source.stat().st_size for source in sources), "B", title)
@@ -158,15 +157,15 @@ def write_parts(
 ) -> list[dict[str, Any]]:
     """The second reading: write each song where it goes, and describe the parts."""
     files = {}
-    for part in range(config.parts):
-        (folder / f"part_{part + 1}").mkdir()
-        for side in (TRAIN, VALIDATION):
-            path = folder / f"part_{part + 1}" / f"{side}.jsonl"
-            files[part, side] = open(path, "w", encoding="utf-8", newline="\n")
     counts: list[Counter[str]] = [Counter() for _ in range(config.parts)]
     words: defaultdict[str, list[int]] = defaultdict(lambda: [0] * config.parts)  # a word -> its count in each part
     number = -1
-    try:
+    with ExitStack() as stack:
+        for part in range(config.parts):
+            (folder / f"part_{part + 1}").mkdir()
+            for side in (TRAIN, VALIDATION):
+                path = folder / f"part_{part + 1}" / f"{side}.jsonl"
+                files[part, side] = stack.enter_context(open(path, "w", encoding="utf-8", newline="\n"))
         for number, (_, song) in enumerate(cleaned_songs(sources, config, "Writing", Counter())):
             if number not in destinations:
                 continue
@@ -174,13 +173,14 @@ def write_parts(
             files[part, side].write(song.to_json_line())
             song_words = plain_words(song.lyrics)
             counts[part].update(
-                {f"{side}_songs": 1, "lines": len(list(filter(str.strip, song.lyrics.split("\n")))), "words": len(song_words)}
+                {
+                    f"{side}_songs": 1,
+                    "lines": len(list(filter(str.strip, song.lyrics.split("\n")))),
+                    "words": len(song_words),
+                }
             )
             for word in song_words:
                 words[word][part] += 1
-    finally:
-        for file in files.values():
-            file.close()
     if max(destinations) > number:
         raise UserError("the input has changed while it was read; run the command again")
 
@@ -235,7 +235,9 @@ def print_index(index: Index, config: SplitConfig) -> None:
     groups = [group for group in index.groups.values() if len(group) > 1]
     if groups:
         songs = sum(map(len, groups))
-        done = f"{songs - len(groups):,} dropped" if config.duplicates == "drop" else "kept, each group on one side of one part"
+        done = (
+            f"{songs - len(groups):,} dropped" if config.duplicates == "drop" else "kept, each group on one side of one part"
+        )
         print(f"  Near-duplicates: {songs:,} songs in {len(groups):,} groups, {done}")
 
 

@@ -187,7 +187,7 @@ def train_stage(
             state.completed_steps, step_loss, grad_norm, learning_rate=learning_rate, tokens=batch_tokens, seconds=seconds
         )
 
-        # ------------------------------------------------------------------------------------- after a step: judge, save, stop
+        # ----------------------------------------------------------------------------------- after a step: judge, save, stop
         if state.completed_steps % epoch_steps == 0:
             validate()
         last_step = state.completed_steps == plan.total_steps
@@ -251,7 +251,9 @@ def finish(
                 trained.save_pretrained(partial, state_dict=weights)
                 plans.tokenizer.save_pretrained(partial)
         except Exception as error:  # safetensors and torch have their own for a full disk
-            raise UserError(f"{folder.model}: can't be written ({error}); free some space and run the command again") from None
+            raise UserError(
+                f"{folder.model}: can't be written ({error}); free some space and run the command again"
+            ) from None
         metrics = read_metrics(folder.metrics)
         val_losses = [line["val_loss"] for line in metrics if "val_loss" in line]
         losses = [line["loss"] for line in metrics if "loss" in line]
@@ -282,8 +284,8 @@ def finish(
         )
         run.publish(plan.stage, folder)
         print(
-            f"Stage {plan.stage} is finished: {state.completed_steps:,} steps in {duration(state.seconds)}, loss on held-out "
-            f"songs {val_losses[0]:.3f} -> {val_losses[-1]:.3f}. Its model: {run.stage(plan.stage).model}"
+            f"Stage {plan.stage} is finished: {state.completed_steps:,} steps in {duration(state.seconds)}, loss on held-out"
+            f" songs {val_losses[0]:.3f} -> {val_losses[-1]:.3f}. Its model: {run.stage(plan.stage).model}"
         )
     accelerator.wait_for_everyone()
 

@@ -5,6 +5,7 @@ Nothing is padded: the songs of a forward pass lie end to end in one row, with p
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,9 +43,8 @@ def fill_header(song: Song, template: str) -> str:
     lines = []
     for line in template.replace("\\n", "\n").split("\n"):
         if all(value or f"{{{name}}}" not in line for name, value in fields.items()):
-            for name, value in fields.items():
-                line = line.replace(f"{{{name}}}", value)
-            lines.append(line)
+            # In one pass, so that a title such as "{artist}" stays as it is.
+            lines.append(re.sub(r"{(title|artist|feelings)}", lambda found: fields[found[1]], line))
     return "\n".join(lines) + "\n\n" if lines else ""
 
 
@@ -90,9 +90,7 @@ def songs_of_step(step: int, num_songs: int, global_batch_size: int, seed: int, 
     return order[step_of_epoch * global_batch_size : (step_of_epoch + 1) * global_batch_size].tolist()
 
 
-def deal(
-    blocks: Sequence[list[int]], num_processes: int, micro_batch_size: int | None
-) -> list[list[list[list[int]]]]:
+def deal(blocks: Sequence[list[int]], num_processes: int, micro_batch_size: int | None) -> list[list[list[list[int]]]]:
     """Share a global batch: for each process its micro-batches, each a list of blocks.
 
     Processes get nearly the same number of tokens: the longest block left goes to the process that has fewest. All

@@ -65,12 +65,10 @@ def parse(config_class: type[ConfigType], arguments: list[str] | None = None) ->
             options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         else:  # read as strings whatever their number, so that nothing stops at the first mistake
             options = {"nargs": "*", "metavar": _metavar(each)}
-        parser.add_argument(
-            f"--{each.name}", default=argparse.SUPPRESS, help=_help(each).replace("%", "%%"), **options
-        )
+        parser.add_argument(f"--{each.name}", default=argparse.SUPPRESS, help=_help(each).replace("%", "%%"), **options)
 
     given, unknown = parser.parse_known_args(arguments)
-    mistakes = [_unknown_flag(word, config_class) for word in unknown]
+    mistakes = _unknown_words(unknown, config_class)
     values: dict[str, Any] = {}
     if given.config is not None:
         values.update(_read_yaml(given.config, config_class, mistakes))
@@ -152,11 +150,17 @@ def _help(each: Field) -> str:
     return f"{each.metadata['help']} (default: {shown})" if shown else each.metadata["help"]
 
 
-def _unknown_flag(word: str, config_class: type) -> str:
-    if not word.startswith("-"):
-        return f"{word}: a value without a flag; see --help"
-    name = word.split("=")[0]
-    return f"{name}: unknown flag{_did_you_mean(name.lstrip('-'), config_class, '--')}"
+def _unknown_words(words: list[str], config_class: type) -> list[str]:
+    mistakes = []
+    after_flag = False
+    for word in words:
+        if word.startswith("-"):
+            name = word.split("=")[0]
+            mistakes.append(f"{name}: unknown flag{_did_you_mean(name.lstrip('-'), config_class, '--')}")
+            after_flag = True
+        elif not after_flag:  # the value of an unknown flag is no mistake of its own
+            mistakes.append(f"{word}: a value without a flag; see --help")
+    return mistakes
 
 
 def _did_you_mean(name: str, config_class: type, prefix: str = "") -> str:

@@ -40,9 +40,7 @@ class SplitConfig:
     duplicate_threshold: float = setting(
         0.5, above=0, at_most=1, help="songs that share this much of their word triples (Jaccard) are nearly the same"
     )
-    section_marks: Literal["keep", "remove"] = setting(
-        "keep", help="keep or remove lines such as [Coro] and [Verso 1: Ana]"
-    )
+    section_marks: Literal["keep", "remove"] = setting("keep", help="keep or remove lines such as [Coro] and [Verso 1: Ana]")
     seed: int = setting(0, at_least=0, help="the same seed and input give the same bytes")
     title_field: str = setting("title", help="the field or column of the title, if there is one")
     artist_field: str = setting("artist", help="the field or column of the artist, if there is one")
@@ -92,7 +90,9 @@ class TrainConfig:
     num_epochs: int = setting(3, at_least=1, help="times that every song of the part is seen")
     global_batch_size: int = setting(4, at_least=1, help="songs of an optimiser step, over all processes")
     micro_batch_size: int | None = setting(
-        None, at_least=1, help="songs of one forward pass at most; less memory, same result (default: all that a process has)"
+        None,
+        at_least=1,
+        help="songs of one forward pass at most; less memory, same result (default: all that a process has)",
     )
     learning_rate: float = setting(5e-5, above=0, help="the highest learning rate, reached after the warm-up")
     warmup_steps: int = setting(100, at_least=0, help="steps over which the learning rate rises; then it falls to 0")
@@ -158,7 +158,9 @@ class EvaluateConfig:
     def mistakes(self) -> list[str]:
         found = run_name_mistakes(self.run_name)
         if self.window and self.stride and self.stride >= self.window:
-            found.append(f"--stride {self.stride}: must be below --window {self.window}, or tokens are scored without context")
+            found.append(
+                f"--stride {self.stride}: must be below --window {self.window}, or tokens are scored without context"
+            )
         if self.stages and sorted(set(self.stages)) != self.stages:
             found.append(f"--stages {' '.join(map(str, self.stages))}: name each stage once, in ascending order")
         return found

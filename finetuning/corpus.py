@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ijson
 import pyarrow.parquet
@@ -15,6 +15,7 @@ import pyarrow.parquet
 from finetuning.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TAG = re.compile(r"\s*(t[ií]tulo|artista|sentimientos)\s*:\s*(.*)", re.IGNORECASE)
 
 
@@ -111,10 +112,12 @@ def read_split_file(path: Path) -> list[Song]:
 
 def _song_of(record: Any, names: FieldNames, where: str) -> Song:
     if not isinstance(record, dict):
-        raise UserError(f"{where} is not an object with named fields; write it as {{\"{names.lyrics}\": \"...\"}}")
+        raise UserError(f'{where} is not an object with named fields; write it as {{"{names.lyrics}": "..."}}')
     if names.lyrics not in record:
         fields = ", ".join(map(str, record)) or "none"
-        raise UserError(f"{where} has no field '{names.lyrics}' (its fields: {fields}); name the right one by --lyrics_field")
+        raise UserError(
+            f"{where} has no field '{names.lyrics}' (its fields: {fields}); name the right one by --lyrics_field"
+        )
     lyrics = record[names.lyrics]
     if lyrics is not None and not isinstance(lyrics, str):
         raise UserError(f"{where}: the field '{names.lyrics}' is not text; name the right one by --lyrics_field")
@@ -143,6 +146,12 @@ def _not_utf8(source: Path, line: int) -> UserError:
     )
 
 
+def _require_utf8(source: Path) -> None:
+    """Raise the UserError that names the file's first line that isn't UTF-8, if there is one."""
+    for _ in _lines(source):
+        pass
+
+
 def _lines(source: Path) -> Iterator[tuple[str, int, int]]:
     """A text file's lines as (text, number from 1, bytes read so far)."""
     position = 0
@@ -163,49 +172,34 @@ def _read_jsonl(source: Path) -> Records:
             yield json.loads(line), position
         except json.JSONDecodeError as problem:
             raise UserError(
-                f"{source}: line {number} is not valid JSON ({problem.msg} at column {problem.colno}); mend or remove the line"
+                f"{source}: line {number} is not valid JSON ({problem.msg} at column {problem.colno}); mend or remove it"
             ) from None
 
 
 def _read_json(source: Path) -> Records:
     """A JSON array of objects; or, since files of that name hold it often, JSONL."""
     with open(source, "rb") as file:
-        first = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-        if first != b"[":
+        start = 3 if file.read(3) == _BYTE_ORDER_MARK else 0
+        file.seek(start)
+        if file.read(4096).lstrip()[:1] != b"[":
             yield from _read_jsonl(source)
             return
-        file.seek(3 if file.seek(0) == 0 and file.read(3) == b"\xef\xbb\xbf" else 0)
+        file.seek(start)
         try:
             for record in ijson.items(file, "item", use_float=True):
                 yield record, file.tell()
-        except UnicodeDecodeError:
-            raise _not_utf8(source, _line_at(source, file.tell())) from None
-        except ijson.JSONError as problem:
-            reason = str(problem).splitlines()[0]
-            if "UTF-8" in reason or "utf-8" in reason:
-                raise _not_utf8(source, _first_line_not_utf8(source)) from None
+        except (ijson.JSONError, UnicodeDecodeError) as problem:
+            _require_utf8(source)
+            reason = problem.args[0].decode() if isinstance(problem.args[0], bytes) else str(problem)
+            reason = reason.splitlines()[0].strip()
             raise UserError(f"{source}: not a valid JSON array ({reason}); mend the file") from None
-
-
-def _line_at(source: Path, position: int) -> int:
-    with open(source, "rb") as file:
-        return file.read(position).count(b"\n") + 1
-
-
-def _first_line_not_utf8(source: Path) -> int:
-    with open(source, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    return 1
 
 
 def _read_table(source: Path, delimiter: str) -> Records:
     csv.field_size_limit(1 << 30)  # the default of 128 KiB is less than a long lyric file's field may be
     with open(source, "rb") as file:
-        reader = csv.DictReader(_counted_text(file), delimiter=delimiter, strict=True)
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
         try:
             for row in reader:
                 if None in row:
@@ -215,13 +209,9 @@ def _read_table(source: Path, delimiter: str) -> Records:
                     )
                 yield row, file.tell()
         except UnicodeDecodeError:
-            raise _not_utf8(source, _first_line_not_utf8(source)) from None
+            _require_utf8(source)
         except csv.Error as problem:
             raise UserError(f"{source}: line {reader.line_num} is not valid CSV ({problem}); mend it") from None
-
-
-def _counted_text(file: BinaryIO) -> io.TextIOWrapper:
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
 
 
 def _read_csv(source: Path) -> Records:
@@ -252,7 +242,7 @@ def _read_tagged_text(source: Path) -> Records:
     seen_mark = False
 
     def finished() -> Record:
-        return {"title": "", "artist": "", "feelings": "", **record, "lyrics": "".join(lyrics)}
+        return {"title": "", "artist": "", "feelings": "", **record, "lyrics": "".join(lyrics).strip("\r\n")}
 
     position = 0
     for line, _, position in _lines(source):

@@ -45,9 +45,14 @@ def _build(folder: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     songs = read_split_file(SAMPLE_SONGS)
-    texts = [f"Título: {song.title}\nArtista: {song.artist}\nSentimientos: {', '.join(song.feelings)}\n\n{song.lyrics}" for song in songs]
+    texts = [
+        f"Título: {song.title}\nArtista: {song.artist}\nSentimientos: {', '.join(song.feelings)}\n\n{song.lyrics}"
+        for song in songs
+    ]
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=_VOCABULARY, min_frequency=2, special_tokens=[END_OF_TEXT], show_progress=False)
+    bpe.train_from_iterator(
+        texts, vocab_size=_VOCABULARY, min_frequency=2, special_tokens=[END_OF_TEXT], show_progress=False
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, model_max_length=_CONTEXT
     )

@@ -69,7 +69,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
             print(f"{script}: error: {line}", file=sys.stderr)
         status = EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        sys.stdout = open(os.devnull, "w")  # or Python complains once more when it flushes
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains once more when it flushes
         status = EXIT_BAD_INPUT
     except OSError as error:
         print(f"{script}: error: {operating_system_error(error).lines[0]}", file=sys.stderr)

@@ -29,7 +29,7 @@ def write_whole(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -81,7 +81,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield partial
         flush_tree(partial)
         replace_folder(partial, folder)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # a full disk's error doesn't say where
+            error.filename = str(folder)
         shutil.rmtree(partial, ignore_errors=True)
         for parent in made[1:]:
             try:
@@ -95,8 +97,8 @@ def replace_folder(new: Path, folder: Path) -> None:
     """Put the whole folder `new` in the place of `folder`, whether or not there is one."""
     previous = _previous_of(folder)
     if folder.exists():
-        os.rename(folder, previous)
-    os.rename(new, folder)
+        folder.rename(previous)
+    new.rename(folder)
     flush(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
@@ -108,4 +110,4 @@ def settle_folder(folder: Path) -> None:
         if folder.exists():
             shutil.rmtree(previous, ignore_errors=True)
         else:
-            os.rename(previous, folder)
+            previous.rename(folder)

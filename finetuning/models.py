@@ -45,7 +45,9 @@ def _find(name_or_path: str, flag: str, needed_file: str) -> str:
     folder = Path(name_or_path)
     if folder.is_dir():
         if not (folder / needed_file).is_file():
-            raise UserError(f"{flag} {name_or_path}: not a model folder, it has no {needed_file}; name the model's own folder")
+            raise UserError(
+                f"{flag} {name_or_path}: not a model folder, it has no {needed_file}; name the model's own folder"
+            )
         return name_or_path
     if folder.exists():
         raise UserError(f"{flag} {name_or_path}: this is a file; name the model's folder")
@@ -99,7 +101,9 @@ def load_tokenizer(found: str, flag: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(found)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{flag} {found}: its tokenizer can't be loaded ({_first_line(error)}); name another model") from None
+        raise UserError(
+            f"{flag} {found}: its tokenizer can't be loaded ({_first_line(error)}); name another model"
+        ) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{flag} {found}: its tokenizer has no end-of-text token; name a causal language model")
     return tokenizer

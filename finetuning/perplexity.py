@@ -78,7 +78,7 @@ def likelihoods(
     *,
     window: int,
     stride: int,
-    on_progress: Callable[[int], None] = lambda windows_done: None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Likelihood]:
     """The likelihood of each text, the work shared by all processes, the result the same on all.
 
@@ -96,7 +96,7 @@ def likelihoods(
         for turn in range(-(-len(rows) // processes)):
             mine = turn * processes + rank
             _score(model, rows[mine] if mine < len(rows) else [], sums, accelerator.device)
-            on_progress(min(len(rows), (turn + 1) * processes))
+            on_progress(min(len(rows), (turn + 1) * processes), len(rows))
     model.train(was_training)
     if processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from finetuning.batches import count_targets, cut_into_blocks, steps_per_epoch, tokenize_song
 from finetuning.checkpoints import unfinished_work
 from finetuning.config import TrainConfig
-from finetuning.corpus import read_split_file
+from finetuning.corpus import Song, read_split_file
 from finetuning.errors import UserError, require_writable
 from finetuning.files import sha256_of
 from finetuning.models import context_length, count_parameters, find_causal_lm, load_tokenizer
@@ -65,25 +65,25 @@ def make_plans(config: TrainConfig, run: RunFolder, mixed_precision: str) -> Pla
     require_writable(run.path, "--output_dir")
     mistakes: list[str] = []
 
-    def collected(check: Callable[[], Any]) -> Any:
+    def collected(check: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return check()
+            return check(*arguments)
         except UserError as error:
             mistakes.extend(error.lines)
             return None
 
     songs = {
-        (stage, side): collected(lambda: read_split_file(_file(config, stage, side)))
+        (stage, side): collected(_read_part, config, stage, side)
         for stage in config.stage
         for side in ("train", "validation")
     }
     for stage in config.stage:
         if config.overwrite is False and run.stage(stage).record.exists():
             mistakes.append(
-                f"--no-overwrite: stage {stage} of run '{config.run_name}' is finished; leave the flag out, or choose another "
-                "--run_name"
+                f"--no-overwrite: stage {stage} of run '{config.run_name}' is finished; leave the flag out, or choose "
+                "another --run_name"
             )
-    parent = collected(lambda: _first_parent(config, run))
+    parent = collected(_first_parent, config, run)
     UserError.of_all(mistakes)
 
     tokenizer = load_tokenizer(parent.found, parent.flag)
@@ -203,6 +203,10 @@ def _file(config: TrainConfig, stage: int, side: str) -> Path:
     return folder / f"{side}.jsonl"
 
 
+def _read_part(config: TrainConfig, stage: int, side: str) -> list[Song]:
+    return read_split_file(_file(config, stage, side))
+
+
 def _first_parent(config: TrainConfig, run: RunFolder) -> Parent:
     stage = config.stage[0]
     if stage == 1:
@@ -238,8 +242,8 @@ def _check_unfinished_work(config: TrainConfig, run: RunFolder, stages: list[Sta
         if changed:
             old = ", ".join(f"{name} {state.recipe.get(name)} -> {plan.recipe.get(name)}" for name in changed)
             mistakes.append(
-                f"--stage {plan.stage}: it stands at step {state.completed_steps} with other settings ({old}); go on with the "
-                "old ones, or give --overwrite to start it afresh"
+                f"--stage {plan.stage}: it stands at step {state.completed_steps} with other settings ({old}); go on with "
+                "the old ones, or give --overwrite to start it afresh"
             )
     UserError.of_all(mistakes)
 
@@ -260,8 +264,8 @@ def _bytes_needed(config: TrainConfig, run: RunFolder, stages: list[StagePlan], 
     free = shutil.disk_usage(_existing(run.path)).free
     if needed > free:
         raise UserError(
-            f"--output_dir {config.output_dir}: the stages need {needed / 1e9:.2f} GB of disk, but only {free / 1e9:.2f} GB are "
-            "free; free some, name another folder, or keep fewer checkpoints (--save_total_limit)"
+            f"--output_dir {config.output_dir}: the stages need {needed / 1e9:.2f} GB of disk, but only {free / 1e9:.2f} GB "
+            "are free; free some, name another folder, or keep fewer checkpoints (--save_total_limit)"
         )
     return needed
 
