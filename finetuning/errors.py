@@ -21,8 +21,8 @@ class UserError(Exception):
 
     @staticmethod
     def of_all(lines: Iterable[str]) -> None:
-        """Raise one UserError with all of `lines`, or nothing where there are none."""
-        if collected := tuple(lines):
+        """Raise one UserError with all of `lines`, each once, or nothing where there are none."""
+        if collected := tuple(dict.fromkeys(lines)):
             raise UserError(*collected)
 
 
