@@ -34,7 +34,7 @@ quickstart: setup ## The whole job on the embedded model and sample: split, four
 	$(BIN)/python split_data.py --input data/sample_songs.jsonl --output_dir data/splits/$(RUN_NAME) --validation_fraction 0.1
 	@echo; echo "== 2 of 3: four stages of fine-tuning; the embedded model starts with random weights, hence the high learning rate"
 	$(BIN)/python train.py --stage 1 2 3 4 --run_name $(RUN_NAME) --data_dir data/splits/$(RUN_NAME) \
-		--model_name_or_path embedded --num_epochs 4 --learning_rate 2e-3 --warmup_steps 10 --logging_steps 20
+		--model_name_or_path embedded --num_epochs 4 --learning_rate 2e-3 --warmup_steps 10 --micro_batch_size 1
 	@echo; echo "== 3 of 3: evaluate the base model and the four stages"
 	$(BIN)/python evaluate.py --run_name $(RUN_NAME) --data_dir data/splits/$(RUN_NAME) --encoder embedded --num_samples 16
 	@echo; echo "Look at:           runs/$(RUN_NAME)/evaluation/report.html  (open it in a browser)"

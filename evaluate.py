@@ -11,6 +11,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from finetuning.command_line import check_command_line, parse, to_plain
+from finetuning.config import EvaluateConfig
+
+if __name__ == "__main__":
+    check_command_line(EvaluateConfig)  # so that --help and mistakes don't wait for the imports below
+
 import nltk
 import numpy as np
 import torch
@@ -19,8 +25,6 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from finetuning.batches import encode, fill_header, tokenize_song
-from finetuning.command_line import parse, to_plain
-from finetuning.config import EvaluateConfig
 from finetuning.corpus import Song, read_split_file
 from finetuning.errors import UserError, require_writable, run_script
 from finetuning.files import sha256_of, whole_folder

@@ -17,14 +17,18 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from finetuning.command_line import check_command_line, parse
+from finetuning.config import TrainConfig
+
+if __name__ == "__main__":
+    check_command_line(TrainConfig)  # so that --help and mistakes don't wait for the imports below
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
 from finetuning.batches import NO_TARGET, count_targets, deal, pack, seed_of, songs_of_step, steps_per_epoch
 from finetuning.checkpoints import TrainingState, newest_valid_checkpoint, save_checkpoint
-from finetuning.command_line import parse
-from finetuning.config import TrainConfig
 from finetuning.errors import EXIT_INTERRUPTED, UserError, run_script
 from finetuning.files import whole_folder
 from finetuning.interruption import Interruption

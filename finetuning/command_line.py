@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn, Protocol, TypeVar, Union, get_args, g
 
 import yaml
 
-from finetuning.errors import UserError
+from finetuning.errors import UserError, leave_with
 
 
 class Config(Protocol):
@@ -94,6 +94,14 @@ def parse(config_class: type[ConfigType], arguments: list[str] | None = None) ->
             sys.exit(0)
     UserError.of_all(mistakes)
     return config
+
+
+def check_command_line(config_class: type[Config]) -> None:
+    """Answer --help and mistakes at once. For scripts to call before imports that take seconds."""
+    try:
+        parse(config_class)
+    except UserError as mistakes:
+        leave_with(mistakes)
 
 
 def to_plain(config: Config) -> dict[str, Any]:

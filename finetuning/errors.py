@@ -59,22 +59,25 @@ def require_writable(folder: Path, flag: str) -> None:
         raise UserError(f"{flag} {folder}: {nearest} can't be written to; name another folder")
 
 
+def leave_with(mistakes: UserError) -> NoReturn:
+    """Print the mistakes, a line each, and leave with the status for bad input."""
+    for line in mistakes.lines:
+        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main function and leave with its status; a UserError or OSError ends in one line a mistake."""
-    script = Path(sys.argv[0]).name
     try:
         status = main() or 0
     except UserError as mistakes:
-        for line in mistakes.lines:
-            print(f"{script}: error: {line}", file=sys.stderr)
-        status = EXIT_BAD_INPUT
+        leave_with(mistakes)
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains once more when it flushes
         status = EXIT_BAD_INPUT
     except OSError as error:
-        print(f"{script}: error: {operating_system_error(error).lines[0]}", file=sys.stderr)
-        status = EXIT_BAD_INPUT
+        leave_with(operating_system_error(error))
     except KeyboardInterrupt:
-        print(f"\n{script}: stopped by Ctrl-C", file=sys.stderr)
+        print("\nStopped by Ctrl-C.", file=sys.stderr)
         status = EXIT_KILLED_BY_USER
     sys.exit(status)

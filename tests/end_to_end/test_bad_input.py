@@ -117,7 +117,6 @@ def test_a_read_only_output_folder(small_disk, songs_file, fast):
 
 
 TRAIN_MISTAKES = {
-    "a stage that the split hasn't": (["--stage", 9], "has no part 9 (it has 1, 2, 3, 4)"),
     "stage 3 without stage 2": (["--stage", 3], "accelerate launch train.py --stage 2"),
     "a split that isn't there": (["--stage", 1, "--data_dir", "nowhere"], "python split_data.py --input"),
     "a folder that is no model": (["--stage", 1, "--model_name_or_path", "{folder}"], "not a model folder"),
