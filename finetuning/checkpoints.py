@@ -5,6 +5,7 @@ Learning rate, order of songs and random numbers follow from the step, so nothin
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from finetuning.errors import UserError
 from finetuning.files import flush, flush_tree, sha256_of, to_json
+
+# It warns at each save that GPT-2's embedding and head are one tensor, which is as it should be.
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 _MANIFEST = "manifest.json"
 _NAME = "step_{:06d}"

@@ -5,6 +5,7 @@ Losses and gradient norms stay on the device until they are written, once a seco
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,7 +146,7 @@ def _wandb_arguments(accelerator: Accelerator, folder: StageFolder, run_title: s
     if not offline and not wandb.api.api_key:
         raise RuntimeError("there is no API key; run 'wandb login', or set WANDB_MODE=offline")
     if accelerator.is_main_process and not folder.wandb_run.exists():
-        write_whole(folder.wandb_run, wandb.util.generate_id() + "\n")
+        write_whole(folder.wandb_run, secrets.token_hex(4) + "\n")
     return {
         "id": folder.wandb_run.read_text(encoding="utf-8").strip() if accelerator.is_main_process else None,
         "resume": "allow",

@@ -27,8 +27,9 @@ def environment(**variables: str) -> dict[str, str]:
 def run(script: str, *arguments: Any, launch: bool = False, env: dict[str, str] | None = None) -> Result:
     """Run a script to its end."""
     command = [*(LAUNCH if launch else [sys.executable]), str(ROOT / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env or environment(), check=False, timeout=600)
-    return Result(done.returncode, done.stdout, done.stderr)
+    # Bytes, since text mode would turn the carriage returns of a progress bar into line ends.
+    done = subprocess.run(command, capture_output=True, env=env or environment(), check=False, timeout=600)
+    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def succeed(script: str, *arguments: Any, **options: Any) -> Result:
