@@ -65,6 +65,7 @@ COLUMNS = [
     Column("distinct_3", "Distinct-3", 3, "the same for three words in a row"),
     Column("lexical_diversity", "Lexical diversity", 3, "different words / words of a text, mean over texts"),
     Column("coherence", "Local coherence", 3, "mean cosine of neighbouring lines' embeddings, mean over texts"),
+    Column("texts_with_two_units", "in texts", 0, "how many texts had two lines to compare"),
 ]
 
 
