@@ -79,7 +79,8 @@ def main() -> None:
     check_split(config, records)
     require_writable(run.path, "--output_dir")
     recipe = records[max(records)]["recipe"]
-    models = {stage: find_model(stage, run, records) for stage in stages}
+    with accelerator.main_process_first():  # what has to be downloaded or built is, once
+        models = {stage: find_model(stage, run, records) for stage in stages}
     encoder_folder = find_encoder(config.encoder, "--encoder")
     sentences = sentence_splitter(config)
     tokenizer = load_tokenizer(*models[stages[-1]])
@@ -115,6 +116,7 @@ def main() -> None:
             torch.cuda.empty_cache()
 
     # ------------------------------------------------------------------------------------------------ what it amounts to
+    accelerator.end_training()
     if not accelerator.is_main_process:
         return
     encoder = load_encoder(encoder_folder, "--encoder", accelerator.device)

@@ -37,7 +37,7 @@ from finetuning.perplexity import Likelihood, likelihoods, total
 from finetuning.plan import Plans, StagePlan, differences, is_done, make_plans, print_plans, recipe_of
 from finetuning.progress import Progress, duration
 from finetuning.run_folder import RunFolder, StageFolder
-from finetuning.tracking import StepLog, read_metrics, start_trackers
+from finetuning.tracking import StepLog, finish_trackers, read_metrics, start_trackers
 
 
 def main() -> int:
@@ -46,7 +46,8 @@ def main() -> int:
     accelerator = start_accelerator(config)
     run = RunFolder(config.output_dir, config.run_name)
 
-    plans = make_plans(config, run, accelerator.mixed_precision)
+    with accelerator.main_process_first():  # what has to be downloaded or built is, once
+        plans = make_plans(config, run, accelerator.mixed_precision)
     accelerator.print(
         f"Run '{config.run_name}' on {accelerator.num_processes} process(es), {accelerator.device.type}, "
         f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}\n"
@@ -63,7 +64,9 @@ def main() -> int:
             accelerator.print(f"\nStage {plan.stage} is finished with these settings, data and parent: kept.")
             continue
         if not train_stage(config, plan, plans, run, accelerator, interruption):
+            accelerator.end_training()
             return EXIT_INTERRUPTED
+    accelerator.end_training()
     accelerator.print(f"\nNext: accelerate launch evaluate.py --run_name {config.run_name}")
     return 0
 
@@ -201,7 +204,7 @@ def train_stage(
             save_checkpoint(accelerator, folder.checkpoints, state, config.save_total_limit)
         if stopped:
             progress.close()
-            accelerator.end_training()
+            finish_trackers(accelerator)
             accelerator.print(
                 f"Stage {stage} stopped by {interruption.signal_name or 'a signal to another process'} after step "
                 f"{state.completed_steps:,}, which is saved. The same command goes on from there."
@@ -212,7 +215,7 @@ def train_stage(
     log.write()
     log.log_line()
     progress.close()
-    accelerator.end_training()
+    finish_trackers(accelerator)
     finish(plan, plans, run, folder, recipe, parent_checksum, state, model, accelerator)
     accelerator.free_memory(model, optimizer)
     return True

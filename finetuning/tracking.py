@@ -134,6 +134,13 @@ def start_trackers(
             warn(f"Warning: the training goes on without {name}: {reason}")
 
 
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Have the trackers write all they have. (Accelerate's end_training would end the processes' group too.)"""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers = []
+
+
 def _wandb_arguments(accelerator: Accelerator, folder: StageFolder, run_title: str) -> dict[str, Any]:
     """What wandb.init is given. A stage has one id for all its starts, so that a resumed stage goes on in its run.
 

@@ -1,4 +1,4 @@
-"""What several tests need: songs, a tiny model with dropout off, and the embedded model in a cache of the session's own."""
+"""What several tests need: songs, a split of them, a tiny model without dropout, a cache of its own."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import pytest
 
 from finetuning.corpus import FieldNames, Song, read_songs
 from finetuning.embedded import SAMPLE_SONGS, embedded_model
+from tests.end_to_end.scripts import succeed
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -65,3 +66,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path
         torch.manual_seed(1)
         GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def songs_file(tmp_path_factory: pytest.TempPathFactory, sample: list[Song]) -> Path:
+    """44 songs of the sample as JSONL."""
+    path = tmp_path_factory.mktemp("songs") / "songs.jsonl"
+    path.write_text("".join(song.to_json_line() for song in sample[:44]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def splits(songs_file: Path) -> Path:
+    """Four parts of 10 training songs and one held out."""
+    folder = songs_file.parent / "splits"
+    succeed("split_data.py", "--input", songs_file, "--output_dir", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fast(tiny_model: Path, splits: Path) -> list[str]:
+    """Flags of a training that takes a second."""
+    return ["--data_dir", splits, "--model_name_or_path", tiny_model, "--warmup_steps", "2", "--learning_rate", "1e-3"]

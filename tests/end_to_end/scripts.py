@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml")]
+ONE_CPU = ROOT / "accelerate_configs" / "cpu.yaml"
 
 
 @dataclass
@@ -24,9 +24,10 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **variables}
 
 
-def run(script: str, *arguments: Any, launch: bool = False, env: dict[str, str] | None = None) -> Result:
-    """Run a script to its end."""
-    command = [*(LAUNCH if launch else [sys.executable]), str(ROOT / script), *map(str, arguments)]
+def run(script: str, *arguments: Any, launch: Path | None = None, env: dict[str, str] | None = None) -> Result:
+    """Run a script to its end: by Python, or by accelerate launch with the configuration `launch`."""
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(launch)] if launch else []
+    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
     # Bytes, since text mode would turn the carriage returns of a progress bar into line ends.
     done = subprocess.run(command, capture_output=True, env=env or environment(), check=False, timeout=600)
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from finetuning.corpus import read_split_file
-from tests.end_to_end.scripts import losses, metrics, record, succeed
+from tests.end_to_end.scripts import ONE_CPU, losses, metrics, record, succeed
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, splits, tiny_model, fast) -> Path:
     """A finished run of four stages with its evaluation: stage 1 alone, then the others in a row."""
     output = tmp_path_factory.mktemp("runs")
-    first = succeed("train.py", "--stage", 1, "--output_dir", output, "--run_name", "cuatro", *fast, launch=True)
+    first = succeed("train.py", "--stage", 1, "--output_dir", output, "--run_name", "cuatro", *fast, launch=ONE_CPU)
     assert "Stage 1 is finished" in first.out
-    rest = succeed("train.py", "--stage", 2, 3, 4, "--output_dir", output, "--run_name", "cuatro", *fast, launch=True)
+    rest = succeed("train.py", "--stage", 2, 3, 4, "--output_dir", output, "--run_name", "cuatro", *fast, launch=ONE_CPU)
     assert "evaluate.py --run_name cuatro" in rest.out
     evaluation = succeed(
         "evaluate.py", "--run_name", "cuatro", "--output_dir", output, "--data_dir", splits, "--encoder", "embedded",
-        "--num_samples", 6, "--max_new_tokens", 60, launch=True,
+        "--num_samples", 6, "--max_new_tokens", 60, launch=ONE_CPU,
     )  # fmt: skip
     assert "human songs" in evaluation.out
     assert str(output / "cuatro" / "evaluation" / "report.html") in evaluation.out
