@@ -96,7 +96,7 @@ def _drop_lines_after(metrics_file: Path, completed_steps: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             break
-    metrics_file.write_text("".join(kept), encoding="utf-8")
+    write_whole(metrics_file, "".join(kept))
 
 
 def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
