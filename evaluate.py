@@ -5,8 +5,9 @@ Beside them stand the human continuations of those prompts. Diversity falls as t
 continuations, human and machine, are cut to the same number of words.
 """
 
+import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -22,17 +23,26 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetuning.batches import encode, fill_header, tokenize_song
 from finetuning.corpus import Song, read_split_file
 from finetuning.errors import UserError, require_writable, run_script
 from finetuning.files import sha256_of, whole_folder
 from finetuning.generation import Sampling, generate
-from finetuning.models import context_length, find_causal_lm, find_encoder, load_causal_lm, load_encoder, load_tokenizer
+from finetuning.models import (
+    context_length,
+    find_causal_lm,
+    find_encoder,
+    load_causal_lm,
+    load_encoder,
+    load_tokenizer,
+    weights_checksum,
+)
 from finetuning.perplexity import Likelihood, Text, likelihoods, total
+from finetuning.plan import split_checksum
 from finetuning.progress import Progress
-from finetuning.report import Report, print_table, write_report
+from finetuning.report import HUMAN, Report, print_table, write_report
 from finetuning.run_folder import RunFolder
 from finetuning.text_metrics import (
     coherence,
@@ -45,8 +55,6 @@ from finetuning.text_metrics import (
     words_of,
 )
 from finetuning.tracking import read_metrics
-
-HUMAN = "human"
 
 
 @dataclass
@@ -66,7 +74,7 @@ class StageResult:
     stage: int
     held_out: dict[int, Likelihood]  # by part
     own_text: Likelihood
-    texts: list[str] = field(default_factory=list)  # one a prompt, without the prompt
+    texts: list[str]  # one a prompt, without the prompt
 
 
 def main() -> None:
@@ -75,42 +83,49 @@ def main() -> None:
     accelerator = Accelerator()
     run = RunFolder(config.output_dir, config.run_name)
     records = read_records(config, run)
-    stages = config.stages if config.stages is not None else [0, *sorted(records)]
+    stages = config.stages if config.stages is not None else [0, *records]
     check_split(config, records)
     require_writable(run.path, "--output_dir")
     recipe = records[max(records)]["recipe"]
     with accelerator.main_process_first():  # what has to be downloaded or built is, once
         models = {stage: find_model(stage, run, records) for stage in stages}
-    encoder_folder = find_encoder(config.encoder, "--encoder")
+        encoder_folder = find_encoder(config.encoder, "--encoder")
     sentences = sentence_splitter(config)
     tokenizer = load_tokenizer(*models[stages[-1]])
     context = context_length(*models[stages[-1]])
     window = min(config.window or recipe["block_size"], context)
     stride = config.stride or window // 2
+    if stride >= window:
+        raise UserError(f"--stride {stride}: must be below the window of {window} tokens, or some have no context")
     held_out = read_held_out(config)
-    prompts = make_prompts(config, held_out, tokenizer, recipe["song_header"])
+    prompts = make_prompts(config, held_out, tokenizer, recipe["song_header"], context)
+    sampling = make_sampling(config, prompts, context, accelerator)
+    scored = [
+        (part, scored_text(song, tokenizer, recipe["song_header"])) for part, songs in held_out.items() for song in songs
+    ]
 
     # ---------------------------------------------------------------------------------------------- what the models say
     results = []
     for stage in stages:
         model = load_causal_lm(*models[stage]).to(accelerator.device)
-        texts = {
-            (part, number): scored_text(song, tokenizer, recipe["song_header"])
-            for part, songs in held_out.items()
-            for number, song in enumerate(songs)
-        }
-        result = StageResult(stage, {}, Likelihood(0.0, 0))
+        check_weights(stage, model, records)
+        title = f"Stage {stage}: scoring held-out songs"
         scores = likelihoods(
-            model, list(texts.values()), accelerator, window=window, stride=stride,
-            on_progress=reporter(f"Stage {stage}: scoring held-out songs", "rows", accelerator),
-        )  # fmt: skip
-        for part in held_out:
-            result.held_out[part] = total([score for (of, _), score in zip(texts, scores, strict=True) if of == part])
-        written = write_texts(model, prompts, config, tokenizer, context, stage, accelerator)
+            model,
+            [text for _, text in scored],
+            accelerator,
+            window=window,
+            stride=stride,
+            on_progress=reporter(title, "rows", accelerator),
+        )
+        by_part = {
+            part: total([score for (of, _), score in zip(scored, scores, strict=True) if of == part]) for part in held_out
+        }
+        written = write_texts(model, prompts, sampling, config, tokenizer, stage, accelerator)
         own = [Text(prompt.tokens + tokens, len(prompt.tokens)) for prompt, tokens in zip(prompts, written, strict=True)]
-        result.own_text = total(likelihoods(model, own, accelerator, window=context, stride=context // 2))
-        result.texts = [tokenizer.decode(tokens).strip("\n") for tokens in written]
-        results.append(result)
+        own_text = total(likelihoods(model, own, accelerator, window=context, stride=context // 2))
+        texts = [tokenizer.decode(tokens).strip("\n") for tokens in written]
+        results.append(StageResult(stage, by_part, own_text, texts))
         del model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -122,28 +137,34 @@ def main() -> None:
     encoder = load_encoder(encoder_folder, "--encoder", accelerator.device)
     candidates = {str(result.stage): result.texts for result in results}
     candidates[HUMAN] = [prompt.human for prompt in prompts]
-    different = len({prompt.text for prompt in prompts} if config.prompts else {prompt.human for prompt in prompts})
+    different = min(len({prompt.text for prompt in prompts}), len({prompt.human for prompt in prompts}))
     lengths = [min(count_words(texts[i]) for texts in candidates.values()) for i in range(len(prompts))]
     rows = []
     for name, texts in candidates.items():
         cut = [cut_to_words(text, length) for text, length in zip(texts, lengths, strict=True)]
-        row = {"stage": name, **judge_texts(cut, different, encoder, sentences)}
-        if name != HUMAN:
-            row = {**row, **judge_likelihoods(next(each for each in results if str(each.stage) == name))}
-        rows.append(row)
+        rows.append({"stage": name, **judge_texts(cut, different, encoder, sentences)})
+    for row, result in zip(rows, results, strict=False):  # the last row is the human songs'
+        row.update(judge_likelihoods(result))
     report = Report(
         run_name=config.run_name,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        settings=to_plain(config) | {"window": window, "stride": stride, "song_header": recipe["song_header"]},
+        settings=to_plain(config)
+        | {
+            "window": window,
+            "stride": stride,
+            "max_new_tokens": sampling.max_new_tokens,
+            "song_header": recipe["song_header"],
+        },
         base_model=records[1]["recipe"]["base_model"],
         rows=rows,
         prompts=len(prompts),
+        prompts_compared=sum(length > 0 for length in lengths),
         different_prompts=different,
         words_compared=sum(lengths),
         parts=sorted(held_out),
-        held_out_songs=sum(map(len, held_out.values())),
+        held_out_songs=len(scored),
         records=records,
-        training={stage: read_metrics(run.stage(stage).metrics) for stage in sorted(records)},
+        training={stage: read_metrics(run.stage(stage).metrics) for stage in records},
         samples=samples_of(prompts, candidates, lengths),
         versions={name: version(name) for name in ("torch", "transformers", "sentence-transformers", "nltk")},
     )
@@ -154,39 +175,38 @@ def main() -> None:
 
 
 def read_records(config: EvaluateConfig, run: RunFolder) -> dict[int, dict[str, Any]]:
-    """The records of the finished stages up to the last one asked for. Raises UserError where one is missing."""
-    finished = run.finished_stages()
-    name = "" if config.run_name == "default" else f" --run_name {config.run_name}"
-    if not finished:
-        raise UserError(
-            f"--run_name {config.run_name}: {run.path} has no finished stage; train one with: accelerate launch train.py "
-            f"--stage 1{name}"
-        )
-    UserError.of_all(
-        f"--stages {stage}: stage {stage} of run '{config.run_name}' isn't finished (finished: "
-        f"{', '.join(map(str, finished))}); train it with: accelerate launch train.py --stage {stage}{name}"
-        for stage in config.stages or []
-        if stage != 0 and stage not in finished
-    )
-    records = {stage: run.stage(stage).read_record() for stage in finished}
-    return {stage: record for stage, record in records.items() if record is not None}
+    """The records of the stages up to the last one asked for, by default the last finished one.
+
+    Raises:
+        UserError: a stage isn't finished, or doesn't start from the one before it.
+    """
+    wanted = max(config.stages) if config.stages else max(run.finished_stages(), default=1)
+    return run.chain(max(1, wanted))  # stage 0's name stands in stage 1's record
 
 
 def check_split(config: EvaluateConfig, records: dict[int, dict[str, Any]]) -> None:
     """Refuse another split than the stages were trained on: its held-out songs may be songs that they have seen."""
-    mistakes = []
-    for stage, record in records.items():
-        path = config.data_dir / f"part_{stage}" / "train.jsonl"
-        if not path.is_file():
-            mistakes.append(
-                f"--data_dir {config.data_dir}: {path} is missing; name the split that the stages were trained on"
-            )
-        elif sha256_of(path) != record["data"]["train"]["sha256"]:
-            mistakes.append(
-                f"--data_dir {config.data_dir}: stage {stage} was trained on another split than this, so what is held out "
-                "here may have been trained on; name the right split, or train again"
-            )
+    checksum = split_checksum(config.data_dir)
+    mistakes = [
+        f"--data_dir {config.data_dir}: stage {stage} was trained on another split than this, so what is held out here may "
+        "have been trained on; name the right split, or train again"
+        for stage, record in records.items()
+        if record["data"]["split_sha256"] != checksum
+    ]
+    files = json.loads((config.data_dir / "manifest.json").read_text(encoding="utf-8"))["files"]
+    mistakes += [
+        f"--data_dir {config.data_dir}: {name} isn't what manifest.json says; make the split again with split_data.py"
+        for name, expected in files.items()
+        if not (config.data_dir / name).is_file() or sha256_of(config.data_dir / name) != expected["sha256"]
+    ]
     UserError.of_all(mistakes)
+
+
+def check_weights(stage: int, model: PreTrainedModel, records: dict[int, dict[str, Any]]) -> None:
+    """Refuse a model that isn't the one that the records tell of."""
+    expected = records[stage]["model"]["weights_sha256"] if stage else records[1]["parent"]["weights_sha256"]
+    if weights_checksum(model.state_dict()) != expected:
+        raise UserError(f"stage {stage}: the model's weights aren't those of the run's records; train the stage again")
 
 
 def find_model(stage: int, run: RunFolder, records: dict[int, dict[str, Any]]) -> tuple[str, str]:
@@ -199,8 +219,12 @@ def find_model(stage: int, run: RunFolder, records: dict[int, dict[str, Any]]) -
 
 def read_held_out(config: EvaluateConfig) -> dict[int, list[Song]]:
     """The held-out songs by part."""
-    folders = sorted(config.data_dir.glob("part_*"), key=lambda path: int(path.name.removeprefix("part_")))
-    return {int(path.name.removeprefix("part_")): read_split_file(path / "validation.jsonl") for path in folders}
+    parts = sorted(
+        int(path.name.removeprefix("part_"))
+        for path in config.data_dir.glob("part_*")
+        if path.name.removeprefix("part_").isdigit()
+    )
+    return {part: read_split_file(config.data_dir / f"part_{part}" / "validation.jsonl") for part in parts}
 
 
 def scored_text(song: Song, tokenizer: PreTrainedTokenizerBase, header: str) -> Text:
@@ -210,9 +234,12 @@ def scored_text(song: Song, tokenizer: PreTrainedTokenizerBase, header: str) -> 
 
 
 def make_prompts(
-    config: EvaluateConfig, held_out: dict[int, list[Song]], tokenizer: PreTrainedTokenizerBase, header: str
+    config: EvaluateConfig, held_out: dict[int, list[Song]], tokenizer: PreTrainedTokenizerBase, header: str, context: int
 ) -> list[Prompt]:
-    """`num_samples` prompts: headers and first lines of held-out songs, or the lines of the user's file, in turn."""
+    """`num_samples` prompts: headers and first lines of held-out songs, or the lines of the user's file, in turn.
+
+    A prompt takes half of the context at most; of a longer one its end is used.
+    """
     songs = [song for part in held_out.values() for song in part]
     long_enough = [song for song in songs if len(lines_of(song.lyrics)) >= 2] or songs
     random.Random(config.seed).shuffle(long_enough)
@@ -230,12 +257,12 @@ def make_prompts(
         first_line, _, rest = song.lyrics.partition("\n")
         if given:
             text = given[number % len(given)] + "\n"
-            prompts.append(Prompt(text, encode(text, tokenizer), song.lyrics, ""))
+            prompts.append(Prompt(text, encode(text, tokenizer)[-context // 2 :], song.lyrics, ""))
         else:
             # Tokenized in two, as a song is.
             before, line = fill_header(song, header), first_line + "\n"
             tokens = encode(before, tokenizer) + encode(line, tokenizer)
-            prompts.append(Prompt(before + line, tokens, rest.strip("\n"), song.title))
+            prompts.append(Prompt(before + line, tokens[-context // 2 :], rest.strip("\n"), song.title))
     return prompts
 
 
@@ -267,12 +294,28 @@ def reporter(title: str, unit: str, accelerator: Accelerator) -> Any:
     return show
 
 
+def make_sampling(config: EvaluateConfig, prompts: list[Prompt], context: int, accelerator: Accelerator) -> Sampling:
+    """How texts are drawn: as asked for, but no text grows beyond what the model sees at once."""
+    room = context - max(len(prompt.tokens) for prompt in prompts)
+    if room < config.max_new_tokens:
+        accelerator.print(
+            f"The model sees {context} tokens at once, so texts end after {room} tokens, not {config.max_new_tokens}."
+        )
+    return Sampling(
+        max_new_tokens=min(config.max_new_tokens, room),
+        temperature=config.temperature,
+        top_p=config.top_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=config.seed,
+    )
+
+
 def write_texts(
-    model: Any,
+    model: PreTrainedModel,
     prompts: list[Prompt],
+    sampling: Sampling,
     config: EvaluateConfig,
     tokenizer: PreTrainedTokenizerBase,
-    context: int,
     stage: int,
     accelerator: Accelerator,
 ) -> list[list[int]]:
@@ -282,9 +325,8 @@ def write_texts(
         model,
         [prompts[number].tokens for number in mine],
         list(mine),
-        Sampling(config.max_new_tokens, config.temperature, config.top_p, config.repetition_penalty, config.seed),
+        sampling,
         end_of_text=tokenizer.eos_token_id,
-        context=context,
         batch_size=config.generation_batch_size,
         on_progress=reporter(f"Stage {stage}: writing texts", "texts", accelerator),
     )
@@ -295,10 +337,10 @@ def write_texts(
 def judge_texts(texts: list[str], different: int, encoder: Any, sentences: Any) -> dict[str, Any]:
     """The figures of texts that were cut to the lengths of all candidates.
 
-    Where there are more texts than `different` prompts, the prompts come in rounds. Distinct-n is that of a round, mean
-    over rounds: the human song of a prompt is the same each time, and mustn't count as monotonous for it.
+    Where there are more texts than `different` prompts or human songs, these come in rounds. Distinct-n is that of a
+    round, mean over whole rounds: the human song of a prompt is the same each time, and mustn't count as monotonous for it.
     """
-    rounds = [texts[start : start + different] for start in range(0, len(texts), different)]
+    rounds = [texts[start : start + different] for start in range(0, len(texts) - different + 1, different)]
     units = [sentences.tokenize(text) if sentences else lines_of(text) for text in texts]
     distinct = sorted({unit for text_units in units for unit in text_units})
     vectors = dict(zip(distinct, encoder.encode(distinct, batch_size=64, show_progress_bar=False), strict=True))

@@ -5,6 +5,7 @@ write it there. In between, only an index of it is in memory.
 """
 
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from tabulate import tabulate
 from finetuning.cleaning import clean
 from finetuning.command_line import parse, to_plain
 from finetuning.config import SplitConfig
-from finetuning.corpus import FieldNames, Song, find_sources, read_songs
+from finetuning.corpus import FieldNames, Song, find_sources, inside, read_songs
 from finetuning.duplicates import DuplicateIndex, plain_words
 from finetuning.errors import UserError, require_writable, run_script
 from finetuning.files import sha256_of, to_json, whole_folder
@@ -40,17 +41,29 @@ class Index:
 
 def main() -> None:
     config = parse(SplitConfig)
-    sources = find_sources(config.input)
-    require_writable(config.output_dir, "--output_dir")
+    sources = find_sources(config.input, config.output_dir)
+    check_output_dir(config.output_dir, sources)
 
     index = build_index(sources, config)
     print_index(index, config)
     destinations = decide(index, config)
-    with whole_folder(config.output_dir) as folder:
+    with whole_folder(config.output_dir.resolve()) as folder:
         parts = write_parts(folder, sources, destinations, config)
         (folder / "manifest.json").write_text(to_json(manifest(folder, index, parts, config)), encoding="utf-8")
     print_parts(parts)
     print(f"\nWritten: {config.output_dir}. Next: accelerate launch train.py --stage 1")
+
+
+def check_output_dir(folder: Path, sources: list[Path]) -> None:
+    """Refuse a folder that can't be written, or that holds anything but an earlier split: it will be replaced whole."""
+    require_writable(folder, "--output_dir")
+    if any(inside(source, folder) for source in sources):
+        raise UserError(f"--output_dir {folder}: the input lies in it, and would be replaced; name another folder")
+    others = [
+        path.name for path in folder.glob("*") if path.name != "manifest.json" and not re.fullmatch(r"part_\d+", path.name)
+    ]
+    if others:
+        raise UserError(f"--output_dir {folder}: it holds {min(others)}, which is no part of a split; name another folder")
 
 
 def cleaned_songs(sources: list[Path], config: SplitConfig, title: str, counts: Counter[str]) -> Iterator[tuple[Path, Song]]:

@@ -32,9 +32,9 @@ from finetuning.checkpoints import TrainingState, newest_valid_checkpoint, save_
 from finetuning.errors import EXIT_INTERRUPTED, UserError, run_script
 from finetuning.files import whole_folder
 from finetuning.interruption import Interruption
-from finetuning.models import load_causal_lm, weights_checksum
+from finetuning.models import load_causal_lm, require_songs_apart, weights_checksum
 from finetuning.perplexity import Likelihood, likelihoods, total
-from finetuning.plan import Plans, StagePlan, differences, is_done, make_plans, print_plans, recipe_of
+from finetuning.plan import PARENT, Plans, StagePlan, differences, is_done, make_plans, print_plans
 from finetuning.progress import Progress, duration
 from finetuning.run_folder import RunFolder, StageFolder
 from finetuning.tracking import StepLog, finish_trackers, read_metrics, start_trackers
@@ -46,6 +46,8 @@ def main() -> int:
     accelerator = start_accelerator(config)
     run = RunFolder(config.output_dir, config.run_name)
 
+    if accelerator.is_main_process:
+        run.settle()
     with accelerator.main_process_first():  # what has to be downloaded or built is, once
         plans = make_plans(config, run, accelerator.mixed_precision)
     accelerator.print(
@@ -56,19 +58,30 @@ def main() -> int:
     if config.dry_run:
         return 0
 
+    lock = run.lock() if accelerator.is_main_process else nullcontext()
+    with lock:
+        finished = train_stages(config, plans, run, accelerator, interruption)
+    accelerator.end_training()
+    if not finished:
+        return EXIT_INTERRUPTED
+    accelerator.print(f"\nNext: accelerate launch evaluate.py --run_name {config.run_name}")
+    return 0
+
+
+def train_stages(
+    config: TrainConfig, plans: Plans, run: RunFolder, accelerator: Accelerator, interruption: Interruption
+) -> bool:
+    """Train the stages one after another. Returns whether all are finished."""
     for plan in plans.stages:
-        if accelerator.is_main_process:
-            run.settle(plan.stage)
-        accelerator.wait_for_everyone()
+        if interruption.agreed(accelerator):
+            accelerator.print(f"\nStopped before stage {plan.stage}. The same command goes on from there.")
+            return False
         if config.overwrite is None and is_done(plan, run):
             accelerator.print(f"\nStage {plan.stage} is finished with these settings, data and parent: kept.")
             continue
         if not train_stage(config, plan, plans, run, accelerator, interruption):
-            accelerator.end_training()
-            return EXIT_INTERRUPTED
-    accelerator.end_training()
-    accelerator.print(f"\nNext: accelerate launch evaluate.py --run_name {config.run_name}")
-    return 0
+            return False
+    return True
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
@@ -77,6 +90,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     if mixed_precision == "auto":
         mixed_precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     accelerator = Accelerator(mixed_precision=mixed_precision)
+    accelerator.gradient_accumulation_steps = 1  # a launch setting's would divide the loss, which is a mean already
     # Some launch settings start processes that don't know of each other: each would train alone, and all would save.
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -116,15 +130,20 @@ def train_stage(
     started_at = time.monotonic()
     stage, rank, device = plan.stage, accelerator.process_index, accelerator.device
     folder = run.attempt(stage)
-    recipe = recipe_of(plan, run)
     accelerator.print(f"\nStage {stage}: from {plan.parent.name}, into {folder.path}")
 
     # ---------------------------------------------------------------------------------------- model, optimiser, resumption
     model = load_causal_lm(plan.parent.found, plan.parent.flag)
-    parent_checksum = weights_checksum(model)
+    require_songs_apart(model, plan.parent.flag)
+    recipe = {**plan.settings, PARENT: weights_checksum(model.state_dict())}
+    parent_record = run.stage(stage - 1).read_record() if stage > 1 else None
+    if parent_record is not None and parent_record["model"]["weights_sha256"] != recipe[PARENT]:
+        raise UserError(
+            f"{plan.parent.found}: not the weights that its record names; train stage {stage - 1} again with --overwrite"
+        )
     optimizer = make_optimizer(model, config)
     model, optimizer = accelerator.prepare(model, optimizer)
-    state = resume(folder, recipe, accelerator)
+    state = resume(folder, recipe, bool(config.overwrite), accelerator)
     state.starts += 1
     seconds_before = state.seconds
 
@@ -154,6 +173,7 @@ def train_stage(
 
     # ------------------------------------------------------------------------------------------------------------ the loop
     model.train()
+    micro_batch_size = config.micro_batch_size or config.global_batch_size
     epoch_steps = steps_per_epoch(len(plan.songs), config.global_batch_size)
     while state.completed_steps < plan.total_steps:
         step, step_started_at = state.completed_steps, time.monotonic()
@@ -166,7 +186,7 @@ def train_stage(
         songs = songs_of_step(step, len(plan.songs), config.global_batch_size, config.seed, stage)
         blocks = [block for song in songs for block in plan.songs[song]]
         batch_tokens = count_targets(blocks)
-        micro_batches = deal(blocks, accelerator.num_processes, config.micro_batch_size)[rank]
+        micro_batches = deal(blocks, accelerator.num_processes, micro_batch_size)[rank]
 
         step_loss = torch.zeros((), device=device)
         for number, micro_batch in enumerate(micro_batches, start=1):
@@ -216,14 +236,19 @@ def train_stage(
     log.log_line()
     progress.close()
     finish_trackers(accelerator)
-    finish(plan, plans, run, folder, recipe, parent_checksum, state, model, accelerator)
+    finish(plan, plans, run, folder, state, model, accelerator)
     accelerator.free_memory(model, optimizer)
     return True
 
 
-def resume(folder: StageFolder, recipe: dict[str, Any], accelerator: Accelerator) -> TrainingState:
+def resume(folder: StageFolder, recipe: dict[str, Any], overwrite: bool, accelerator: Accelerator) -> TrainingState:
     """Load the newest valid checkpoint of this recipe into the prepared objects; without one, a state of no steps."""
-    found = newest_valid_checkpoint(accelerator, folder.checkpoints, accelerator.print)
+    try:
+        found = newest_valid_checkpoint(accelerator, folder.checkpoints, accelerator.print)
+    except UserError:
+        if not overwrite:
+            raise
+        found = None
     if found is not None:
         checkpoint, state = found
         if not differences(state.recipe, recipe):
@@ -243,8 +268,6 @@ def finish(
     plans: Plans,
     run: RunFolder,
     folder: StageFolder,
-    recipe: dict[str, Any],
-    parent_checksum: str,
     state: TrainingState,
     model: torch.nn.Module,
     accelerator: Accelerator,
@@ -268,10 +291,10 @@ def finish(
             {
                 "stage": plan.stage,
                 "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "parent": {"name": plan.parent.name, "weights_sha256": parent_checksum},
-                "model": {"weights_sha256": weights_checksum(trained), "parameters": plans.parameters},
+                "parent": {"name": plan.parent.name, "weights_sha256": state.recipe[PARENT]},
+                "model": {"weights_sha256": weights_checksum(weights), "parameters": plans.parameters},
                 "data": plan.data,
-                "recipe": recipe,
+                "recipe": state.recipe,
                 "steps": state.completed_steps,
                 "tokens": state.tokens,
                 "losses": {

@@ -90,7 +90,7 @@ def songs_of_step(step: int, num_songs: int, global_batch_size: int, seed: int, 
     return order[step_of_epoch * global_batch_size : (step_of_epoch + 1) * global_batch_size].tolist()
 
 
-def deal(blocks: Sequence[list[int]], num_processes: int, micro_batch_size: int | None) -> list[list[list[list[int]]]]:
+def deal(blocks: Sequence[list[int]], num_processes: int, micro_batch_size: int) -> list[list[list[list[int]]]]:
     """Share a global batch: for each process its micro-batches, each a list of blocks.
 
     Processes get nearly the same number of tokens: the longest block left goes to the process that has fewest. All
@@ -103,11 +103,12 @@ def deal(blocks: Sequence[list[int]], num_processes: int, micro_batch_size: int 
         lightest = loads.index(min(loads))
         shares[lightest].append(block)
         loads[lightest] += len(blocks[block])
-    size = micro_batch_size or max(map(len, shares))
-    count = max(-(-len(share) // size) for share in shares)
-    return [
-        [[blocks[number] for number in sorted(share)[i * size : (i + 1) * size]] for i in range(count)] for share in shares
-    ]
+    count = max(-(-len(share) // micro_batch_size) for share in shares)
+    dealt = []
+    for share in shares:
+        mine = [blocks[number] for number in sorted(share)]
+        dealt.append([mine[turn * micro_batch_size : (turn + 1) * micro_batch_size] for turn in range(count)])
+    return dealt
 
 
 def count_targets(blocks: Sequence[list[int]]) -> int:

@@ -6,9 +6,10 @@ Learning rate, order of songs and random numbers follow from the step, so nothin
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 _MANIFEST = "manifest.json"
 _NAME = "step_{:06d}"
+_STEP = re.compile(r"step_\d+")
 
 
 @dataclass
@@ -60,7 +62,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, state: TrainingState
         try:
             if not problem:
                 _publish(partial, final, state)
-                for old in _by_step(folder)[:-keep]:
+                for old in _surplus(folder, state.completed_steps, keep):
                     _remove(old)
         except OSError as error:
             problem = f"{folder}: the checkpoint of step {state.completed_steps} can't be written ({_reason(error, folder)})"
@@ -76,8 +78,12 @@ def newest_valid_checkpoint(
     """The newest checkpoint whose files are as its manifest lists them, chosen by the main process for all.
 
     Those that aren't are passed over with a warning.
+
+    Raises:
+        UserError: there are checkpoints, and none is valid.
     """
     found: tuple[Path, TrainingState] | None = None
+    problem = None
     if accelerator.is_main_process:
         for path in reversed(_by_step(folder)):
             problem, state = verify(path)
@@ -85,16 +91,19 @@ def newest_valid_checkpoint(
                 found = (path, state)
                 break
             warn(f"Warning: {path} is passed over: {problem}")
-    choice = [found]
+    choice = [(found, problem)]
     broadcast_object_list(choice)
-    return choice[0]
+    found, problem = choice[0]
+    if found is None and problem is not None:
+        raise UserError(f"{folder}: no checkpoint is whole; bring one back, or give --overwrite to start the stage afresh")
+    return found
 
 
 def unfinished_work(folder: Path) -> TrainingState | None:
     """The state of the newest checkpoint whose manifest can be read; a quick look that verifies no files."""
     for path in reversed(_by_step(folder)):
         try:
-            return TrainingState(**json.loads((path / _MANIFEST).read_text(encoding="utf-8"))["state"])
+            return _state_of(json.loads((path / _MANIFEST).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
@@ -112,9 +121,15 @@ def verify(checkpoint: Path) -> tuple[str, TrainingState | None]:
                 return f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}", None
             if sha256_of(path) != expected["sha256"]:
                 return f"{name} has another checksum than when it was written", None
-        return "", TrainingState(**manifest["state"])
+        return "", _state_of(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {_MANIFEST} is missing or broken ({type(error).__name__})", None
+
+
+def _state_of(manifest: dict[str, Any]) -> TrainingState:
+    """A manifest's state; what another version of this project wrote into it besides is left out."""
+    known = {each.name for each in fields(TrainingState)}
+    return TrainingState(**{name: value for name, value in manifest["state"].items() if name in known})
 
 
 def _publish(partial: Path, final: Path, state: TrainingState) -> None:
@@ -141,7 +156,22 @@ def _remove(checkpoint: Path) -> None:
 
 def _by_step(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first; leftovers of kills are hidden by their leading dot."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+    return sorted((path for path in folder.glob("step_*") if _STEP.fullmatch(path.name)), key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _surplus(folder: Path, newest_step: int, keep: int) -> list[Path]:
+    """What goes when the checkpoint of `newest_step` is whole: all but the `keep` newest up to it.
+
+    One of a later step failed its verification, or the run wouldn't have come to this step again; it goes too.
+    """
+    checkpoints = _by_step(folder)
+    up_to_newest = [path for path in checkpoints if _step_of(path) <= newest_step]
+    kept = up_to_newest[-keep:]
+    return [path for path in checkpoints if path not in kept]
 
 
 def _first_problem(accelerator: Accelerator, problem: str | None) -> str | None:

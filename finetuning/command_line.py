@@ -209,14 +209,14 @@ def _convert(value: Any, annotation: Any) -> Any:
     """
     kind = _plain_type(annotation)
     values = value if isinstance(value, list) else [value]
+    if kind is not annotation and values in ([None], ["none"]):
+        return None
     if get_origin(kind) is list:
         if not values:
             raise ValueError("at least one value is needed")
         return [_convert_one(each, get_args(kind)[0]) for each in values]
     if len(values) != 1:
         raise ValueError(f"one value is needed, not {len(values)}")
-    if kind is not annotation and values[0] in (None, "none"):
-        return None
     return _convert_one(values[0], kind)
 
 

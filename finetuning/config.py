@@ -92,7 +92,8 @@ class TrainConfig:
     micro_batch_size: int | None = setting(
         None,
         at_least=1,
-        help="songs of one forward pass at most; less memory, same result (default: all that a process has)",
+        help="songs, or pieces of long ones, of one forward pass at most; fewer take less memory (default: all that the "
+        "global batch gives a process)",
     )
     learning_rate: float = setting(5e-5, above=0, help="the highest learning rate, reached after the warm-up")
     warmup_steps: int = setting(100, at_least=0, help="steps over which the learning rate rises; then it falls to 0")
@@ -112,6 +113,8 @@ class TrainConfig:
         found = [*run_name_mistakes(self.run_name), *header_mistakes(self.song_header)]
         if sorted(set(self.stage)) != self.stage:
             found.append(f"--stage {' '.join(map(str, self.stage))}: name each stage once, in ascending order")
+        elif self.stage != list(range(self.stage[0], self.stage[-1] + 1)):
+            found.append(f"--stage {' '.join(map(str, self.stage))}: each starts from the one before it; leave none out")
         if "none" in self.report_to and len(self.report_to) > 1:
             found.append("--report_to: 'none' beside other trackers; leave out one or the other")
         return found

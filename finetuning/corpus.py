@@ -49,8 +49,10 @@ Record = dict[str, Any]
 Records = Iterator[tuple[Record, int]]
 
 
-def find_sources(paths: list[Path]) -> list[Path]:
+def find_sources(paths: list[Path], output_dir: Path) -> list[Path]:
     """The files to read: files as they are named, folders by the song files in and below them, in order of name.
+
+    What lies in `output_dir`, where an earlier split may stand, is left out of a folder's files.
 
     Raises:
         UserError: a path doesn't exist, is of an unknown kind, is empty, or a folder holds no song file.
@@ -60,7 +62,11 @@ def find_sources(paths: list[Path]) -> list[Path]:
     kinds = ", ".join(_READERS)
     for path in paths:
         if path.is_dir():
-            found = sorted(each for each in path.rglob("*") if each.suffix.lower() in _READERS and each.is_file())
+            found = sorted(
+                each
+                for each in path.rglob("*")
+                if each.suffix.lower() in _READERS and each.is_file() and not inside(each, output_dir)
+            )
             if not found:
                 mistakes.append(f"--input {path}: no song file in this folder; it may hold {kinds}")
             sources += found
@@ -74,6 +80,11 @@ def find_sources(paths: list[Path]) -> list[Path]:
             sources.append(path)
     UserError.of_all(mistakes)
     return sources
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder, however the two are written."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def read_songs(source: Path, names: FieldNames) -> Iterator[tuple[Song, int]]:

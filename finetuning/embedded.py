@@ -5,12 +5,15 @@ seen the sample songs. The encoder is all-MiniLM-L6-v2 (Apache 2.0), an English 
 """
 
 import os
+import shutil
+import tempfile
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 from finetuning.corpus import END_OF_TEXT, read_split_file
 from finetuning.errors import UserError
-from finetuning.files import sha256_of, whole_folder
+from finetuning.files import sha256_of
 
 EMBEDDED = "embedded"
 SAMPLE_SONGS = Path(__file__).parent.parent / "data" / "sample_songs.jsonl"
@@ -34,8 +37,15 @@ def embedded_model(cache: Path | None = None) -> Path:
     versions = f"transformers{version('transformers')}-tokenizers{version('tokenizers')}-torch{version('torch')}"
     folder = (cache or cache_folder()) / f"gpt2-{sha256_of(SAMPLE_SONGS)[:12]}-{versions}"
     if not (folder / "config.json").exists():
-        with whole_folder(folder) as partial:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+        try:
             _build(partial)
+            partial.chmod(0o755)
+            with suppress(OSError):  # another process was quicker, with the same result
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -44,11 +54,11 @@ def _build(folder: Path) -> None:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+    from finetuning.batches import fill_header
+    from finetuning.config import SONG_HEADER
+
     songs = read_split_file(SAMPLE_SONGS)
-    texts = [
-        f"Título: {song.title}\nArtista: {song.artist}\nSentimientos: {', '.join(song.feelings)}\n\n{song.lyrics}"
-        for song in songs
-    ]
+    texts = [fill_header(song, SONG_HEADER) + song.lyrics for song in songs]
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         texts, vocab_size=_VOCABULARY, min_frequency=2, special_tokens=[END_OF_TEXT], show_progress=False

@@ -43,15 +43,21 @@ def operating_system_error(error: OSError) -> UserError:
     return UserError(f"{where}: {advice}")
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def require_writable(folder: Path, flag: str) -> None:
     """Check that `folder`, or the nearest folder above it that exists, can be written to; change nothing.
 
     Raises:
         UserError: it can't.
     """
-    nearest = folder.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
+    nearest = nearest_existing(folder)
     if not nearest.is_dir():
         raise UserError(f"{flag} {folder}: {nearest} is a file, not a folder; name another folder")
     read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY  # root passes os.access on read-only file systems of some kinds
@@ -60,9 +66,10 @@ def require_writable(folder: Path, flag: str) -> None:
 
 
 def leave_with(mistakes: UserError) -> NoReturn:
-    """Print the mistakes, a line each, and leave with the status for bad input."""
-    for line in mistakes.lines:
-        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+    """Print the mistakes, a line each, by one process of each machine, and leave with the status for bad input."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        for line in mistakes.lines:
+            print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
 
 

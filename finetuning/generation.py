@@ -54,25 +54,22 @@ def generate(
     sampling: Sampling,
     *,
     end_of_text: int,
-    context: int,
     batch_size: int,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[list[int]]:
     """Continue each prompt; the new tokens of each, without the end of text.
 
     Args:
-        prompts: the tokens of each prompt, at least one.
+        prompts: the tokens of each prompt, at least one; with the new tokens no more than the model sees at once.
         numbers_of_prompts: each prompt's number among all prompts of all processes; its random numbers follow from it.
         end_of_text: the token that ends a text.
-        context: how many tokens the model sees at once; a prompt too long to leave room keeps its end.
         batch_size: how many texts are written at once.
     """
     model.eval()
     device = next(model.parameters()).device
-    new_tokens = min(sampling.max_new_tokens, context - 1)
     texts: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):
-        batch = [prompt[-(context - new_tokens) :] for prompt in prompts[start : start + batch_size]]
+        batch = prompts[start : start + batch_size]
         length = max(map(len, batch))
         # Padded on the left, so that all rows go on at the same place; the attention mask hides the padding.
         input_ids = torch.tensor([[end_of_text] * (length - len(prompt)) + prompt for prompt in batch])
@@ -83,7 +80,7 @@ def generate(
             written = model.generate(
                 input_ids=input_ids.to(device),
                 attention_mask=mask.to(device),
-                max_new_tokens=new_tokens,
+                max_new_tokens=sampling.max_new_tokens,
                 do_sample=False,  # the processor has drawn; the likeliest of what it leaves is its draw
                 num_beams=1,
                 repetition_penalty=sampling.repetition_penalty,

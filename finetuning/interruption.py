@@ -2,10 +2,13 @@
 
 import os
 import signal
+import sys
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
+
+from finetuning.errors import EXIT_KILLED_BY_USER
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -24,7 +27,11 @@ class Interruption:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name == "SIGINT":
-            os._exit(130)
+            os._exit(EXIT_KILLED_BY_USER)
+        if not self.signal_name and os.environ.get("RANK", "0") == "0":
+            os.write(
+                sys.stderr.fileno(), b"\nStopping after this step; a second Ctrl-C stops at once.\n"
+            )  # print may be in use
         self.signal_name = signal.Signals(number).name
 
     def agreed(self, accelerator: Accelerator) -> bool:

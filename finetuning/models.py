@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetuning.batches import pack
 from finetuning.embedded import EMBEDDED, embedded_encoder, embedded_model
 from finetuning.errors import UserError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HUB_TIMEOUT_SECONDS = 5.0
 _OFFLINE_WAYS_OUT = "use 'embedded', or name a local folder that holds the model"
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads don't survive a fork, and it says so at length
 transformers.logging.set_verbosity_error()  # what it would warn of is checked here or said by the scripts
 transformers.logging.disable_progress_bar()
 
@@ -64,7 +66,8 @@ def _require_on_hub(name: str, flag: str, needed_file: str) -> None:
 
     try:
         cached = Path(snapshot_download(name, local_files_only=True))
-        if (cached / needed_file).exists():
+        has_weights = any(cached.glob("*.safetensors")) or any(cached.glob("pytorch_model*.bin"))
+        if (cached / needed_file).exists() and has_weights:
             return
     except HFValidationError:
         raise UserError(f"{flag} {name}: neither a folder nor a name of the form 'owner/model'; check it") from None
@@ -164,10 +167,29 @@ def load_encoder(found: str, flag: str, device: torch.device) -> "SentenceTransf
         raise UserError(f"{flag} {found}: the encoder can't be loaded ({_first_line(error)}); name another one") from None
 
 
-def weights_checksum(model: PreTrainedModel) -> str:
-    """SHA-256 over a model's parameters by name, whatever the files they came from."""
+def require_songs_apart(model: PreTrainedModel, flag: str) -> None:
+    """Make sure that the model keeps the songs of a packed row apart by their positions alone, as GPT-2 and Llama do.
+
+    Raises:
+        UserError: a song's logits depend on the song before it.
+    """
+    one, other = list(range(5, 25)), list(range(30, 42))
+    model.eval()
+    with torch.no_grad():
+        row, alone = pack([one, other]), pack([other])
+        together = model(input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False).logits[0, len(one) :]
+        expected = model(input_ids=alone.input_ids, position_ids=alone.position_ids, use_cache=False).logits[0]
+    if (together - expected).abs().max() > 1e-3 * expected.abs().max():
+        raise UserError(
+            f"{flag} {model.config.model_type}: models of this kind let songs that lie in one row see each other; choose "
+            "one that keeps them apart, such as GPT-2, GPT-NeoX, Llama or Qwen2"
+        )
+
+
+def weights_checksum(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over a model's weights by name, whatever the files they came from."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -175,6 +197,3 @@ def weights_checksum(model: PreTrainedModel) -> str:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads don't survive a fork, and it says so at length

@@ -1,5 +1,7 @@
 """What each stage will train on, from what, and whether it has to: decided and checked before anything is written."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +15,20 @@ from finetuning.batches import count_targets, cut_into_blocks, steps_per_epoch, 
 from finetuning.checkpoints import unfinished_work
 from finetuning.config import TrainConfig
 from finetuning.corpus import Song, read_split_file
-from finetuning.errors import UserError, require_writable
+from finetuning.errors import UserError, nearest_existing, require_writable
 from finetuning.files import sha256_of
-from finetuning.models import context_length, count_parameters, find_causal_lm, load_tokenizer
+from finetuning.models import (
+    context_length,
+    count_parameters,
+    find_causal_lm,
+    load_causal_lm,
+    load_tokenizer,
+    weights_checksum,
+)
 from finetuning.perplexity import Text
 from finetuning.run_folder import RunFolder
 
+PARENT = "parent_sha256"  # the weights a stage started from: the one setting that is known only when it starts
 _BYTES_OF_A_FLOAT = 4
 _ADAM_STATES = 2  # the two moments of AdamW, each as large as the weights
 
@@ -43,7 +53,7 @@ class StagePlan:
     data: dict[str, Any]  # the part's files, with checksums and counts
     block_size: int
     total_steps: int
-    recipe: dict[str, Any]  # all that decides the result, but the parent's weights: see `recipe_of`
+    settings: dict[str, Any]  # all that decides the result, but the parent's weights
 
 
 @dataclass
@@ -98,7 +108,7 @@ def make_plans(config: TrainConfig, run: RunFolder, mixed_precision: str) -> Pla
         tokens = [tokenize_song(song, tokenizer, config.song_header)[0] for song in songs[stage, "train"]]
         held_out = [Text(tokenize_song(song, tokenizer, config.song_header)[0]) for song in songs[stage, "validation"]]
         blocks = [cut_into_blocks(song, block_size) for song in tokens]
-        data = {
+        data: dict[str, Any] = {
             side: {
                 "path": str(_file(config, stage, side)),
                 "sha256": sha256_of(_file(config, stage, side)),
@@ -106,10 +116,11 @@ def make_plans(config: TrainConfig, run: RunFolder, mixed_precision: str) -> Pla
             }
             for side in ("train", "validation")
         }
+        data["split_sha256"] = split_checksum(config.data_dir)
         data["train"]["tokens"] = sum(map(count_targets, blocks))
         data["train"]["blocks"] = sum(map(len, blocks))
         data["validation"]["tokens"] = sum(len(text.tokens) - 1 for text in held_out)
-        recipe = {
+        settings = {
             "base_model": config.model_name_or_path if stage == 1 else None,
             "train_sha256": data["train"]["sha256"],
             "song_header": config.song_header,
@@ -124,20 +135,25 @@ def make_plans(config: TrainConfig, run: RunFolder, mixed_precision: str) -> Pla
             "seed": config.seed,
         }
         total_steps = config.num_epochs * steps_per_epoch(len(blocks), config.global_batch_size)
-        stages.append(StagePlan(stage, parent, blocks, held_out, data, block_size, total_steps, recipe))
+        stages.append(StagePlan(stage, parent, blocks, held_out, data, block_size, total_steps, settings))
     _check_unfinished_work(config, run, stages)
     parameters = count_parameters(stages[0].parent.found, stages[0].parent.flag)
     return Plans(stages, tokenizer, parameters, _bytes_needed(config, run, stages, parameters))
 
 
-def recipe_of(plan: StagePlan, run: RunFolder) -> dict[str, Any]:
-    """All that decides what a stage's steps compute, now that its parent is there."""
-    if plan.stage == 1:
-        return plan.recipe
-    record = run.stage(plan.stage - 1).read_record()
-    if record is None:
-        raise UserError(_parent_missing(plan.stage, run))
-    return {**plan.recipe, "parent_sha256": record["model"]["weights_sha256"]}
+def split_checksum(data_dir: Path) -> str:
+    """What tells one split from another: a checksum over those of all its files.
+
+    Raises:
+        UserError: the folder has no manifest.
+    """
+    try:
+        files = json.loads((data_dir / "manifest.json").read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(
+            f"--data_dir {data_dir}: its manifest.json is missing or broken; make the split with split_data.py"
+        ) from None
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -146,9 +162,15 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def is_done(plan: StagePlan, run: RunFolder) -> bool:
-    """Whether the stage is finished with the very recipe that the plan has."""
+    """Whether the stage is finished with these very settings, and from the parent as it is now."""
     record = run.stage(plan.stage).read_record()
-    return record is not None and not differences(record["recipe"], recipe_of(plan, run))
+    if record is None or differences(record["recipe"], {**plan.settings, PARENT: record["recipe"][PARENT]}):
+        return False
+    if plan.stage > 1:
+        parent = run.stage(plan.stage - 1).read_record()
+        return parent is not None and parent["model"]["weights_sha256"] == record["recipe"][PARENT]
+    base = load_causal_lm(plan.parent.found, plan.parent.flag)  # other weights may stand under its name by now
+    return weights_checksum(base.state_dict()) == record["recipe"][PARENT]
 
 
 def print_plans(config: TrainConfig, run: RunFolder, plans: Plans, say: Callable[[str], None]) -> None:
@@ -177,7 +199,7 @@ def print_plans(config: TrainConfig, run: RunFolder, plans: Plans, say: Callable
         )
     headers = ["Stage", "Starts from", "Songs", "Tokens", "Held out", "Steps", "To do"]
     say(tabulate(rows, headers, stralign="right", disable_numparse=True))
-    free = shutil.disk_usage(_existing(run.path)).free
+    free = shutil.disk_usage(nearest_existing(run.path)).free
     say(
         f"{plans.parameters / 1e6:.1f} million parameters; block size {plans.stages[0].block_size}; disk needed up to "
         f"{plans.bytes_needed / 1e9:.2f} GB, free {free / 1e9:.1f} GB"
@@ -212,21 +234,17 @@ def _first_parent(config: TrainConfig, run: RunFolder) -> Parent:
     if stage == 1:
         flag = "--model_name_or_path"
         return Parent(config.model_name_or_path, find_causal_lm(config.model_name_or_path, flag), flag)
-    if run.stage(stage - 1).read_record() is None:
-        raise UserError(_parent_missing(stage, run))
+    for earlier, record in run.chain(stage - 1).items():
+        if record["data"]["split_sha256"] != split_checksum(config.data_dir):
+            raise UserError(
+                f"--data_dir {config.data_dir}: stage {earlier} of run '{run.run_name}' was trained on another split, which "
+                "may have held out other songs; name that one, or choose another --run_name"
+            )
     return _stage_parent(run, stage - 1)
 
 
 def _stage_parent(run: RunFolder, stage: int) -> Parent:
     return Parent(f"stage {stage}", str(run.stage(stage).model), f"stage {stage}:")
-
-
-def _parent_missing(stage: int, run: RunFolder) -> str:
-    name = "" if run.run_name == "default" else f" --run_name {run.run_name}"
-    return (
-        f"--stage {stage}: it starts from stage {stage - 1} of run '{run.run_name}', which isn't finished; "
-        f"make it with: accelerate launch train.py --stage {stage - 1}{name}"
-    )
 
 
 def _check_unfinished_work(config: TrainConfig, run: RunFolder, stages: list[StagePlan]) -> None:
@@ -236,11 +254,11 @@ def _check_unfinished_work(config: TrainConfig, run: RunFolder, stages: list[Sta
     mistakes = []
     for plan in stages:
         state = unfinished_work(run.attempt(plan.stage).checkpoints)
-        if state is None:
+        if state is None or is_done(plan, run):
             continue
-        changed = [name for name in differences(state.recipe, plan.recipe) if name != "parent_sha256"]
+        changed = [name for name in differences(state.recipe, plan.settings) if name != PARENT]
         if changed:
-            old = ", ".join(f"{name} {state.recipe.get(name)} -> {plan.recipe.get(name)}" for name in changed)
+            old = ", ".join(f"{name} {state.recipe.get(name)} -> {plan.settings.get(name)}" for name in changed)
             mistakes.append(
                 f"--stage {plan.stage}: it stands at step {state.completed_steps} with other settings ({old}); go on with "
                 "the old ones, or give --overwrite to start it afresh"
@@ -261,17 +279,10 @@ def _bytes_needed(config: TrainConfig, run: RunFolder, stages: list[StagePlan], 
         will_hold = weights + checkpoints * weights * (1 + _ADAM_STATES)
         holds = sum(path.stat().st_size for path in run.attempt(plan.stage).path.rglob("*") if path.is_file())
         needed += max(0, will_hold - holds)
-    free = shutil.disk_usage(_existing(run.path)).free
+    free = shutil.disk_usage(nearest_existing(run.path)).free
     if needed > free:
         raise UserError(
             f"--output_dir {config.output_dir}: the stages need {needed / 1e9:.2f} GB of disk, but only {free / 1e9:.2f} GB "
             "are free; free some, name another folder, or keep fewer checkpoints (--save_total_limit)"
         )
     return needed
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

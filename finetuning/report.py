@@ -32,6 +32,7 @@ class Report:
     base_model: str
     rows: list[dict[str, Any]]
     prompts: int
+    prompts_compared: int  # those that everyone continued by a word at least
     different_prompts: int  # those that differ come in rounds
     words_compared: int
     parts: list[int]
@@ -110,6 +111,7 @@ def write_report(folder: Path, report: Report) -> None:
         "base_model": report.base_model,
         "rows": report.rows,
         "prompts": report.prompts,
+        "prompts_compared": report.prompts_compared,
         "different_prompts": report.different_prompts,
         "words_compared": report.words_compared,
         "held_out_songs": report.held_out_songs,

@@ -12,10 +12,11 @@ runs/<run_name>/
     evaluation/
 """
 
+import fcntl
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from finetuning.errors import UserError
 from finetuning.files import partial_of, replace_folder, settle_folder, to_json, write_whole
@@ -90,17 +91,57 @@ class RunFolder:
         stage = self.stage(number)
         return StageFolder(partial_of(stage.path)) if stage.record.exists() else stage
 
-    def settle(self, number: int) -> None:
+    def settle(self) -> None:
         """Bring to an end what a kill cut short when a stage's folder was being replaced."""
-        settle_folder(self.stage(number).path)
-        again = StageFolder(partial_of(self.stage(number).path))
-        if again.record.exists():  # whole, but not yet in its place
-            replace_folder(again.path, self.stage(number).path)
+        for found in self.path.glob(".stage_*"):
+            stage = self.path / found.name.removeprefix(".").partition(".")[0]
+            settle_folder(stage)
+            again = StageFolder(partial_of(stage))
+            if again.record.exists():  # whole, but not yet in its place
+                replace_folder(again.path, stage)
+
+    def lock(self) -> IO[str]:
+        """Make sure that no other process trains in this run, until the file returned is closed or the process ends.
+
+        Raises:
+            UserError: another one does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = open(self.path / ".lock", "w")  # noqa: SIM115 - it stays open as long as the process trains
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--run_name {self.run_name}: another train.py is at work in {self.path}; wait for it, or stop it"
+            ) from None
+        except OSError:  # a file system without locks: nothing to be sure of
+            pass
+        return file
 
     def publish(self, number: int, attempt: StageFolder) -> None:
         """Put a whole attempt in its stage's place."""
         if attempt.path != self.stage(number).path:
             replace_folder(attempt.path, self.stage(number).path)
+
+    def chain(self, last: int) -> dict[int, dict[str, Any]]:
+        """The records of stages 1 to `last`, each of which started from the one before it as that one stands now.
+
+        Raises:
+            UserError: a stage isn't finished, or started from another model than stands before it.
+        """
+        name = "" if self.run_name == "default" else f" --run_name {self.run_name}"
+        command = f"accelerate launch train.py{name} --stage"
+        found = {number: self.stage(number).read_record() for number in range(1, last + 1)}
+        records = {number: record for number, record in found.items() if record is not None}
+        if missing := " ".join(str(number) for number in found if number not in records):
+            raise UserError(f"run '{self.run_name}': stage {missing} isn't finished; train with: {command} {missing}")
+        for number in range(2, last + 1):
+            if records[number]["parent"]["weights_sha256"] != records[number - 1]["model"]["weights_sha256"]:
+                raise UserError(
+                    f"run '{self.run_name}': stage {number} started from another stage {number - 1} than stands there now; "
+                    f"train it again with: {command} {number}"
+                )
+        return records
 
     def finished_stages(self) -> list[int]:
         """The numbers of the finished stages, in ascending order."""

@@ -13,11 +13,11 @@ from nltk.util import ngrams
 
 
 def words_of(text: str) -> list[str]:
-    """The lower-cased words and runs of punctuation marks of a text, by NLTK.
+    """The lower-cased words of a text, by NLTK; punctuation is left out.
 
     NLTK's wordpunct_tokenize, since its word_tokenize leaves ¿ and ¡ on their words: "¿dónde" were not "dónde".
     """
-    return wordpunct_tokenize(text.lower())
+    return [word for word in wordpunct_tokenize(text.lower()) if any(map(str.isalnum, word))]
 
 
 def cut_to_words(text: str, count: int) -> str:
@@ -46,11 +46,11 @@ def distinct_n(texts: Sequence[str], n: int) -> float | None:
 
 
 def lexical_diversity(text: str) -> float | None:
-    """Different words / words of one text (the type-token ratio), punctuation left out. None where there is no word.
+    """Different words / words of one text (the type-token ratio). None where there is no word.
 
     It falls as a text grows, so compare texts of equal length only.
     """
-    words = [word for word in words_of(text) if any(map(str.isalnum, word))]
+    words = words_of(text)
     return len(set(words)) / len(words) if words else None
 
 

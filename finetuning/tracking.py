@@ -4,10 +4,12 @@ Losses and gradient norms stay on the device until they are written, once a seco
 """
 
 import json
+import math
 import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 
+from finetuning.errors import UserError
 from finetuning.files import write_whole
 from finetuning.progress import Progress
 from finetuning.run_folder import StageFolder
@@ -36,7 +39,9 @@ class StepLog:
         self._logging_steps = logging_steps
         self._waiting: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]] = []
         self._last_write = time.monotonic()
+        self._rate_since = time.monotonic()
         self._newest = ""
+        self._said_step = completed_steps
         if accelerator.is_main_process:
             _drop_lines_after(metrics_file, completed_steps)
 
@@ -67,22 +72,36 @@ class StepLog:
         ]
         self._waiting.clear()
         self._pass_on(lines)
-        seconds = sum(line["seconds"] for line in lines)
-        rate = sum(line["tokens"] for line in lines) / seconds if seconds else 0
+        if diverged := [line["step"] for line in lines if not math.isfinite(line["loss"])]:
+            raise UserError(
+                f"the training has diverged: the loss of step {diverged[0]} is not a number; lower --learning_rate and give "
+                "--overwrite (what was finished before still stands)"
+            )
+        # By the clock, since a step's own seconds end before the device has done its work.
+        rate = sum(line["tokens"] for line in lines) / max(1e-9, time.monotonic() - self._rate_since)
+        self._rate_since = time.monotonic()
         self._newest = f"loss {values[-1][0]:.3f}, {rate:,.0f} tokens/s"
         self._progress.update(lines[-1]["step"], self._newest)
 
     def log_line(self) -> None:
-        """Print where the training is, as a line that stays."""
+        """Print where the training is, as a line that stays; once a step."""
+        if self._said_step == self._progress.done:
+            return
+        self._said_step = self._progress.done
         self._progress.say(f"step {self._progress.done:,} of {self._progress.total:,}: {self._newest}")
 
     def _pass_on(self, lines: list[dict[str, Any]]) -> None:
         if self._accelerator.is_main_process:
             with open(self._file, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
-        for line in lines:
-            figures = {name: value for name, value in line.items() if name != "step"}
-            self._accelerator.log(figures, step=line["step"])
+        for tracker in list(self._accelerator.trackers):
+            try:
+                for line in lines:
+                    figures = {name: value for name, value in line.items() if name != "step"}
+                    tracker.log(figures, step=line["step"])
+            except Exception as error:  # each tracker has its own, and none is worth the training
+                self._accelerator.trackers.remove(tracker)
+                self._progress.say(f"Warning: the training goes on without {tracker.name}: {_first_line(error)}")
 
 
 def _drop_lines_after(metrics_file: Path, completed_steps: int) -> None:
@@ -130,15 +149,19 @@ def start_trackers(
                 tracker.store_init_configuration(settings)
             accelerator.trackers.append(tracker)
         except Exception as error:  # each tracker has its own
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            warn(f"Warning: the training goes on without {name}: {reason}")
+            warn(f"Warning: the training goes on without {name}: {_first_line(error)}")
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
     """Have the trackers write all they have. (Accelerate's end_training would end the processes' group too.)"""
     for tracker in accelerator.trackers:
-        tracker.finish()
+        with suppress(Exception):
+            tracker.finish()
     accelerator.trackers = []
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _wandb_arguments(accelerator: Accelerator, folder: StageFolder, run_title: str) -> dict[str, Any]:

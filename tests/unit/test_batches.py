@@ -72,7 +72,7 @@ def test_the_order_follows_from_seed_stage_and_step_alone():
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
-@pytest.mark.parametrize("micro_batch_size", [None, 1, 2, 3])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 11])
 def test_dealing_loses_nothing_and_gives_all_processes_the_same_number_of_passes(processes, micro_batch_size):
     numbers = random.Random(processes)
     blocks = [[n] * numbers.randint(2, 90) for n in range(11)]
@@ -80,18 +80,17 @@ def test_dealing_loses_nothing_and_gives_all_processes_the_same_number_of_passes
     dealt = [block for share in shares for micro_batch in share for block in micro_batch]
     assert sorted(dealt) == sorted(blocks)
     assert len({len(share) for share in shares}) == 1
-    if micro_batch_size:
-        assert max(len(micro_batch) for share in shares for micro_batch in share) <= micro_batch_size
+    assert max(len(micro_batch) for share in shares for micro_batch in share) <= micro_batch_size
 
 
 def test_dealing_balances_tokens():
     blocks = [[0] * length for length in (100, 90, 80, 70, 60, 50, 40, 30)]
-    loads = [sum(len(block) for micro in share for block in micro) for share in deal(blocks, 2, None)]
+    loads = [sum(len(block) for micro in share for block in micro) for share in deal(blocks, 2, 8)]
     assert abs(loads[0] - loads[1]) <= 20
 
 
 def test_one_process_without_micro_batches_has_the_songs_in_their_order():
-    assert deal([[1, 1], [2, 2, 2], [3]], 1, None) == [[[[1, 1], [2, 2, 2], [3]]]]
+    assert deal([[1, 1], [2, 2, 2], [3]], 1, 4) == [[[[1, 1], [2, 2, 2], [3]]]]
 
 
 def test_a_packed_row_by_hand():

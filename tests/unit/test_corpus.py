@@ -157,7 +157,7 @@ def test_sources_that_cannot_be_read_are_reported_together(tmp_path):
     (tmp_path / "folder").mkdir()
     paths = [tmp_path / name for name in ("empty.jsonl", "notes.docx", "folder", "missing.csv")]
     with pytest.raises(UserError) as error:
-        find_sources(paths)
+        find_sources(paths, tmp_path / "splits")
     assert len(error.value.lines) == 4
 
 
@@ -165,7 +165,7 @@ def test_a_folder_gives_its_files_in_order_of_name(tmp_path):
     for name in ("b.jsonl", "a.csv", "sub/c.txt", "readme.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name) if not name.endswith("md") else (tmp_path / name).write_text("x")
-    found = find_sources([tmp_path])
+    found = find_sources([tmp_path], tmp_path / "sub2")
     assert [path.name for path in found] == ["a.csv", "b.jsonl", "c.txt"]
 
 

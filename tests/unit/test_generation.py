@@ -26,9 +26,7 @@ def prompts(tiny_model) -> list[list[int]]:
 
 def write(model, prompts, numbers=None, batch_size=16, sampling=SAMPLING) -> list[list[int]]:
     numbers = numbers or list(range(len(prompts)))
-    return generate(
-        model, prompts, numbers, sampling, end_of_text=model.config.eos_token_id, context=128, batch_size=batch_size
-    )
+    return generate(model, prompts, numbers, sampling, end_of_text=model.config.eos_token_id, batch_size=batch_size)
 
 
 def test_texts_do_not_depend_on_the_batch(model, prompts):
@@ -93,11 +91,6 @@ def test_rounding_errors_do_not_change_the_draw_even_where_all_tokens_are_nearly
         return DrawByOwnNumbers(SAMPLING, generators)(torch.zeros(64, 1), logits).argmax(-1)
 
     assert torch.equal(drawn(scores), drawn(disturbed))
-
-
-def test_a_prompt_longer_than_the_context_keeps_its_end(model):
-    texts = generate(model, [[7] * 500], [0], SAMPLING, end_of_text=model.config.eos_token_id, context=128, batch_size=4)
-    assert len(texts[0]) <= 20
 
 
 def test_texts_end_before_the_end_of_text(model, prompts):

@@ -44,7 +44,7 @@ def test_publishing_replaces_the_old_stage(run):
 def test_a_kill_between_record_and_publication_is_mended(run):
     finish(run.stage(1), "old")
     finish(run.attempt(1), "new")
-    run.settle(1)
+    run.settle()
     assert run.stage(1).read_record() == {"name": "new"}
 
 
@@ -52,7 +52,7 @@ def test_an_unfinished_attempt_stays_where_it_is(run):
     finish(run.stage(1), "old")
     attempt = run.attempt(1)
     attempt.checkpoints.mkdir(parents=True)
-    run.settle(1)
+    run.settle()
     assert run.stage(1).read_record() == {"name": "old"}
     assert attempt.checkpoints.is_dir()
 
