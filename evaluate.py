@@ -7,6 +7,7 @@ continuations, human and machine, are cut to the same number of words.
 
 import json
 import random
+import signal
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -80,6 +81,7 @@ class StageResult:
 def main() -> None:
     # ----------------------------------------------------------------------------------- what is asked for, and is it there
     config = parse(EvaluateConfig)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     accelerator = Accelerator()
     run = RunFolder(config.output_dir, config.run_name)
     records = read_records(config, run)
@@ -251,6 +253,8 @@ def make_prompts(
             raise UserError(f"--prompts {config.prompts}: not UTF-8; convert it with iconv") from None
         if not given:
             raise UserError(f"--prompts {config.prompts}: the file is empty; write one prompt a line")
+        if len(given) > config.num_samples:
+            print(f"Of the {len(given)} prompts the first {config.num_samples} are used; see --num_samples.")
     prompts = []
     for number in range(config.num_samples):
         song = long_enough[number % len(long_enough)]

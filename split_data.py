@@ -17,7 +17,7 @@ from typing import Any
 from tabulate import tabulate
 
 from finetuning.cleaning import clean
-from finetuning.command_line import parse, to_plain
+from finetuning.command_line import flags_of, parse, to_plain
 from finetuning.config import SplitConfig
 from finetuning.corpus import FieldNames, Song, find_sources, inside, read_songs
 from finetuning.duplicates import DuplicateIndex, plain_words
@@ -51,7 +51,8 @@ def main() -> None:
         parts = write_parts(folder, sources, destinations, config)
         (folder / "manifest.json").write_text(to_json(manifest(folder, index, parts, config)), encoding="utf-8")
     print_parts(parts)
-    print(f"\nWritten: {config.output_dir}. Next: accelerate launch train.py --stage 1")
+    data_dir = flags_of(config, "output_dir").replace("--output_dir", "--data_dir")
+    print(f"\nWritten: {config.output_dir}. Next: accelerate launch train.py --stage 1{data_dir}")
 
 
 def check_output_dir(folder: Path, sources: list[Path]) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from finetuning.command_line import check_command_line, parse
+from finetuning.command_line import check_command_line, flags_of, parse
 from finetuning.config import TrainConfig
 
 if __name__ == "__main__":
@@ -30,7 +30,7 @@ from accelerate import Accelerator
 from finetuning.batches import NO_TARGET, count_targets, deal, pack, seed_of, songs_of_step, steps_per_epoch
 from finetuning.checkpoints import TrainingState, newest_valid_checkpoint, save_checkpoint
 from finetuning.errors import EXIT_INTERRUPTED, UserError, run_script
-from finetuning.files import whole_folder
+from finetuning.files import umask, whole_folder
 from finetuning.interruption import Interruption
 from finetuning.models import load_causal_lm, require_songs_apart, weights_checksum
 from finetuning.perplexity import Likelihood, likelihoods, total
@@ -64,7 +64,9 @@ def main() -> int:
     accelerator.end_training()
     if not finished:
         return EXIT_INTERRUPTED
-    accelerator.print(f"\nNext: accelerate launch evaluate.py --run_name {config.run_name}")
+    encoder = " --encoder embedded" if config.model_name_or_path == "embedded" else ""
+    flags = flags_of(config, "run_name", "output_dir", "data_dir") + encoder
+    accelerator.print(f"\nNext: accelerate launch evaluate.py{flags}")
     return 0
 
 
@@ -280,6 +282,8 @@ def finish(
             with whole_folder(folder.model) as partial:
                 trained.save_pretrained(partial, state_dict=weights)
                 plans.tokenizer.save_pretrained(partial)
+                for path in partial.iterdir():  # safetensors makes files that only their owner can read
+                    path.chmod(0o666 & ~umask())
         except Exception as error:  # safetensors and torch have their own for a full disk
             raise UserError(
                 f"{folder.model}: can't be written ({error}); free some space and run the command again"

@@ -8,6 +8,8 @@ import argparse
 import difflib
 import inspect
 import math
+import shlex
+import signal
 import sys
 import types
 from dataclasses import MISSING, Field, asdict, field, fields
@@ -98,10 +100,21 @@ def parse(config_class: type[ConfigType], arguments: list[str] | None = None) ->
 
 def check_command_line(config_class: type[Config]) -> None:
     """Answer --help and mistakes at once. For scripts to call before imports that take seconds."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C among the imports ends the process, without a word
     try:
         parse(config_class)
     except UserError as mistakes:
         leave_with(mistakes)
+
+
+def flags_of(config: Config, *names: str) -> str:
+    """The named settings as flags for another command, with a leading blank; those that have their default are left out."""
+    found = ""
+    for each in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, each.name)
+        if each.name in names and value != each.default:
+            found += f" --{each.name} {shlex.quote(str(value))}"
+    return found
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -130,6 +130,8 @@ def _song_of(record: Any, names: FieldNames, where: str) -> Song:
             f"{where} has no field '{names.lyrics}' (its fields: {fields}); name the right one by --lyrics_field"
         )
     lyrics = record[names.lyrics]
+    if isinstance(lyrics, list) and all(isinstance(line, str) for line in lyrics):
+        lyrics = "\n".join(lyrics)
     if lyrics is not None and not isinstance(lyrics, str):
         raise UserError(f"{where}: the field '{names.lyrics}' is not text; name the right one by --lyrics_field")
     return Song(
@@ -151,8 +153,10 @@ def _as_feelings(value: Any) -> tuple[str, ...]:
 
 
 def _not_utf8(source: Path, line: int) -> UserError:
+    with open(source, "rb") as file:
+        encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "windows-1252"
     return UserError(
-        f"{source}: line {line} is not UTF-8; convert the file, for example: iconv -f latin1 -t utf-8 {source} > songs_utf8"
+        f"{source}: line {line} is not UTF-8; convert it, for example: iconv -f {encoding} -t utf-8 {source} > songs_utf8"
         f"{source.suffix}"
     )
 
@@ -206,8 +210,10 @@ def _read_json(source: Path) -> Records:
             raise UserError(f"{source}: not a valid JSON array ({reason}); mend the file") from None
 
 
-def _read_table(source: Path, delimiter: str) -> Records:
+def _read_table(source: Path) -> Records:
     csv.field_size_limit(1 << 30)  # the default of 128 KiB is less than a long lyric file's field may be
+    header, _, _ = next(_lines(source))
+    delimiter = max("\t", ";", ",", key=header.count)  # a spreadsheet's "CSV" has semicolons where the comma is decimal
     with open(source, "rb") as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         reader = csv.DictReader(text, delimiter=delimiter, strict=True)
@@ -223,14 +229,6 @@ def _read_table(source: Path, delimiter: str) -> Records:
             _require_utf8(source)
         except csv.Error as problem:
             raise UserError(f"{source}: line {reader.line_num} is not valid CSV ({problem}); mend it") from None
-
-
-def _read_csv(source: Path) -> Records:
-    return _read_table(source, ",")
-
-
-def _read_tsv(source: Path) -> Records:
-    return _read_table(source, "\t")
 
 
 def _read_parquet(source: Path) -> Records:
@@ -281,8 +279,8 @@ _READERS: dict[str, Callable[[Path], Records]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": _read_table,
+    ".tsv": _read_table,
     ".parquet": _read_parquet,
     ".txt": _read_tagged_text,
 }

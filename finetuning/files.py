@@ -41,6 +41,13 @@ def to_json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
 
 
+def umask() -> int:
+    """What the user's files are not to be permitted; the operating system tells it only by setting it."""
+    found = os.umask(0o077)
+    os.umask(found)
+    return found
+
+
 def flush(path: Path) -> None:
     """Have the operating system put a file or a folder's entries on the disk now."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -164,7 +164,9 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def is_done(plan: StagePlan, run: RunFolder) -> bool:
     """Whether the stage is finished with these very settings, and from the parent as it is now."""
     record = run.stage(plan.stage).read_record()
-    if record is None or differences(record["recipe"], {**plan.settings, PARENT: record["recipe"][PARENT]}):
+    if record is None or not any(run.stage(plan.stage).model.glob("*.safetensors")):
+        return False
+    if differences(record["recipe"], {**plan.settings, PARENT: record["recipe"][PARENT]}):
         return False
     if plan.stage > 1:
         parent = run.stage(plan.stage - 1).read_record()
@@ -180,7 +182,7 @@ def print_plans(config: TrainConfig, run: RunFolder, plans: Plans, say: Callable
     for plan in plans.stages:
         unfinished = unfinished_work(run.attempt(plan.stage).checkpoints)
         if not parent_changes and config.overwrite is None and is_done(plan, run):
-            what = "keep: finished so"
+            what = "keep, it is finished"
         else:
             parent_changes = True
             what = "train again" if run.stage(plan.stage).record.exists() else "train"

@@ -17,6 +17,7 @@ matplotlib.use("Agg")  # draws to files, so no display is needed
 import matplotlib.pyplot as plt
 
 HUMAN = "human"
+FEW_WORDS = 2000  # below, the tables warn of themselves
 _SAMPLES_SHOWN = 6
 _INK, _ACCENT, _HUMAN_COLOUR = "#1f2a44", "#b3402a", "#3b7a57"
 _STAGE_COLOURS = ["#8e9aaf", "#d18f3f", "#b3402a", "#7b2d43", "#3d1c33"]
@@ -66,7 +67,7 @@ COLUMNS = [
     Column("distinct_3", "Distinct-3", 3, "the same for three words in a row"),
     Column("lexical_diversity", "Lexical diversity", 3, "different words / words of a text, mean over texts"),
     Column("coherence", "Local coherence", 3, "mean cosine of neighbouring lines' embeddings, mean over texts"),
-    Column("texts_with_two_units", "in texts", 0, "how many texts had two lines to compare"),
+    Column("texts_with_two_units", "of texts", 0, "how many texts had two lines, and so a coherence"),
 ]
 
 
@@ -101,6 +102,10 @@ def print_table(report: Report) -> None:
     """The tables, for a terminal."""
     for headings, rows in (table(report), matrix(report)):
         print("\n" + tabulate(rows, headings, stralign="right", disable_numparse=True))
+    if report.words_compared < FEW_WORDS:
+        print(
+            f"\nOnly {report.words_compared:,} words a row were compared: small differences between the rows mean nothing."
+        )
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -227,4 +232,5 @@ def _html(folder: Path, report: Report, plots: list[tuple[str, str]]) -> str:
         plots=[(base64.b64encode((folder / name).read_bytes()).decode(), alt) for name, alt in plots],
         samples=[[sample for sample in report.samples if sample["prompt"] == number] for number in numbers],
         label=label,
+        few_words=FEW_WORDS,
     )

@@ -117,7 +117,7 @@ def test_a_read_only_output_folder(small_disk, songs_file, fast):
 
 
 TRAIN_MISTAKES = {
-    "stage 3 without stage 2": (["--stage", 3], "accelerate launch train.py --stage 2"),
+    "stage 3 without stage 2": (["--stage", 3], "accelerate launch train.py --stage 1 2"),
     "a split that isn't there": (["--stage", 1, "--data_dir", "nowhere"], "python split_data.py --input"),
     "a folder that is no model": (["--stage", 1, "--model_name_or_path", "{folder}"], "not a model folder"),
     "a folder that isn't there": (["--stage", 1, "--model_name_or_path", "./no/model"], "there is no such folder"),
@@ -142,11 +142,11 @@ def test_train_mistakes_on_disk_are_reported_together(folder, fast, splits):
     (data / "part_1" / "train.jsonl").write_text("{")
     (data / "part_2" / "validation.jsonl").unlink()
     before = tree(folder)
-    result = run("train.py", "--stage", 1, 2, 9, "--output_dir", folder / "runs", *fast, "--data_dir", data)
-    assert_refused(
-        result, "part_1/train.jsonl: line 1", "part_2/validation.jsonl", "has no part 9 (it has 1, 2, 3, 4)", lines=3
-    )
+    result = run("train.py", "--stage", 1, 2, "--output_dir", folder / "runs", *fast, "--data_dir", data)
+    assert_refused(result, "part_1/train.jsonl: line 1", "part_2/validation.jsonl", lines=2)
     assert tree(folder) == before
+    result = run("train.py", "--stage", 5, "--output_dir", folder / "runs", *fast)
+    assert_refused(result, "has no part 5 (it has 1, 2, 3, 4)", "stage 1 2 3 4 isn't finished", lines=2)
 
 
 def test_a_model_whose_weights_are_broken(folder, fast, tiny_model):
@@ -158,10 +158,10 @@ def test_a_model_whose_weights_are_broken(folder, fast, tiny_model):
 
 def test_evaluating_mistakes(folder, splits, fast, songs_file):
     flags = ["--output_dir", folder / "runs", "--data_dir", splits, "--encoder", "embedded"]
-    assert_refused(run("evaluate.py", *flags), "has no finished stage", "train.py --stage 1")
+    assert_refused(run("evaluate.py", *flags), "stage 1 isn't finished", "train.py --stage 1")
     succeed("train.py", "--stage", 1, "--output_dir", folder / "runs", *fast)
     before = tree(folder)
-    assert_refused(run("evaluate.py", *flags, "--stages", 0, 1, 3), "stage 3 of run 'default' isn't finished")
+    assert_refused(run("evaluate.py", *flags, "--stages", 0, 1, 3), "stage 2 3 isn't finished")
     assert_refused(run("evaluate.py", *flags, "--encoder", folder), "not a model folder")
     assert_refused(run("evaluate.py", *flags, "--prompts", folder / "no.txt"), "no such file")
     assert_refused(run("evaluate.py", *flags, "--coherence_unit", "sentence"), "punkt_tab", "compare lines")

@@ -14,28 +14,26 @@ from transformers import (
 
 from finetuning.batches import cut_into_blocks, songs_of_step, tokenize_song
 from finetuning.config import SONG_HEADER
-from finetuning.corpus import read_split_file
+from finetuning.corpus import Song, read_split_file
 from tests.end_to_end.scripts import losses, succeed
 
 SEED, STAGE, EPOCHS, BATCH, MICRO_BATCH, WARMUP, RATE = 3, 1, 2, 4, 2, 2, 1e-3
 
 
-def short_songs(splits: Path, folder: Path) -> Path:
-    """A split whose songs fit the tiny model's context whole, so that a song is an example of Trainer."""
-    for side in ("train", "validation"):
-        songs = read_split_file(splits / f"part_{STAGE}" / f"{side}.jsonl")
-        path = folder / f"part_{STAGE}" / f"{side}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        short = [
-            type(song)(song.title, song.artist, (), "\n".join(song.lyrics.split("\n")[: 1 + i % 3]))
-            for i, song in enumerate(songs)
-        ]
-        path.write_text("".join(song.to_json_line() for song in short), encoding="utf-8")
-    return folder
+def short_songs(sample: list[Song], folder: Path) -> Path:
+    """A split into one part whose songs fit the tiny model's context whole, so that a song is an example of Trainer."""
+    path = folder / "songs.jsonl"
+    short = [
+        Song(song.title, song.artist, (), "\n".join(song.lyrics.split("\n")[: 2 + i % 3]))
+        for i, song in enumerate(sample[:11])
+    ]
+    path.write_text("".join(song.to_json_line() for song in short), encoding="utf-8")
+    succeed("split_data.py", "--input", path, "--parts", 1, "--output_dir", folder / "splits")
+    return folder / "splits"
 
 
-def test_losses_and_weights_are_those_of_trainer(splits, tiny_model, tmp_path):
-    data = short_songs(splits, tmp_path / "data")
+def test_losses_and_weights_are_those_of_trainer(sample, tiny_model, tmp_path):
+    data = short_songs(sample, tmp_path)
     succeed(
         "train.py", "--stage", STAGE, "--data_dir", data, "--output_dir", tmp_path / "runs", "--seed", SEED,
         "--model_name_or_path", tiny_model, "--num_epochs", EPOCHS, "--global_batch_size", BATCH,

@@ -199,3 +199,55 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(fast, tmp_path):
 def test_a_warm_up_longer_than_the_stage_is_warned_of(fast, tmp_path):
     result = succeed("train.py", "--stage", 1, "--output_dir", tmp_path, *fast, "--warmup_steps", 100, "--dry_run")
     assert "never reaches its height" in result.out
+
+
+def test_a_chain_that_does_not_hold_together_is_refused(fast, songs_file, splits, tmp_path):
+    flags = ["--output_dir", tmp_path / "runs", *fast]
+    succeed("train.py", "--stage", 1, 2, *flags)
+    other = tmp_path / "other"
+    succeed("split_data.py", "--input", songs_file, "--output_dir", other, "--seed", 9)
+    refused = run("train.py", "--stage", 3, *flags, "--data_dir", other)
+    assert refused.status == 2
+    assert "stage 1 of run 'default' was trained on another split" in refused.err
+
+    succeed("train.py", "--stage", 1, *flags, "--seed", 5)
+    evaluation = ["evaluate.py", "--output_dir", tmp_path / "runs", "--data_dir", splits, "--encoder", "embedded"]
+    refused = run(*evaluation)
+    assert refused.status == 2
+    assert "stage 2 started from another stage 1 than stands there now" in refused.err
+    assert run("train.py", "--stage", 3, *flags).status == 2
+    assert run("train.py", "--stage", 1, 3, *flags).status == 2
+
+
+def test_a_run_that_diverges_replaces_nothing(fast, tmp_path):
+    command = ["--stage", 1, "--output_dir", tmp_path, *fast]
+    succeed("train.py", *command)
+    before = record(tmp_path / "default" / "stage_1")
+    result = run("train.py", *command, "--learning_rate", "1e30")
+    assert result.status == 2
+    assert "diverged" in result.err
+    assert record(tmp_path / "default" / "stage_1") == before
+
+
+def test_two_trainers_of_one_run_are_kept_apart(slow, fast, tmp_path):
+    stage = tmp_path / "default" / "stage_1"
+    process = start("--stage", 1, "--output_dir", tmp_path, *slow)
+    while not metrics_of(stage):
+        assert process.poll() is None
+        time.sleep(0.05)
+    refused = run("train.py", "--stage", 1, "--output_dir", tmp_path, *slow)
+    assert refused.status == 2
+    assert "another train.py is at work" in refused.err
+    stop_when(process, lambda: True, signal.SIGKILL)
+
+
+def test_no_valid_checkpoint_is_a_matter_for_the_user(slow, tmp_path):
+    stage = tmp_path / "default" / "stage_1"
+    process = start("--stage", 1, "--output_dir", tmp_path, *slow)
+    stop_when(process, lambda: (stage / "checkpoints" / "step_000004").exists(), signal.SIGKILL)
+    for checkpoint in stage.glob("checkpoints/step_*"):
+        os.truncate(checkpoint / "model.safetensors", 10)
+    refused = run("train.py", "--stage", 1, "--output_dir", tmp_path, *slow)
+    assert refused.status == 2
+    assert "no checkpoint is whole" in refused.err
+    assert (stage / "checkpoints" / "step_000004").exists()

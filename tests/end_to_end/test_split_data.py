@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from finetuning.corpus import Song, read_split_file
-from tests.end_to_end.scripts import ROOT, succeed
+from tests.end_to_end.scripts import ROOT, run, succeed
 
 
 def write(songs: list[Song], path: Path) -> Path:
@@ -112,3 +112,19 @@ def test_broken_output_pipes_leave_no_traceback(songs_file, tmp_path):
     command = f"{sys.executable} {ROOT / 'split_data.py'} --input {songs_file} --output_dir {tmp_path / 's'} | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_holds_anything_else_is_never_replaced(songs_file, tmp_path):
+    (tmp_path / "notes.txt").write_text("tesis")
+    refused = run("split_data.py", "--input", songs_file, "--output_dir", tmp_path)
+    assert refused.status == 2
+    assert "notes.txt, which is no part of a split" in refused.err
+    own = tmp_path / "own"
+    own.mkdir()
+    songs = own / "part_1"
+    songs.mkdir()
+    (songs / "songs.jsonl").write_bytes(songs_file.read_bytes())
+    refused = run("split_data.py", "--input", songs / "songs.jsonl", "--output_dir", own)
+    assert refused.status == 2
+    assert "the input lies in it" in refused.err
+    assert (songs / "songs.jsonl").exists()

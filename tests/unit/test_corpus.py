@@ -161,6 +161,24 @@ def test_sources_that_cannot_be_read_are_reported_together(tmp_path):
     assert len(error.value.lines) == 4
 
 
+def test_a_spreadsheets_csv_with_semicolons(tmp_path):
+    path = tmp_path / "songs.csv"
+    path.write_text('title;lyrics\nUno;"a, b; c"\n', encoding="utf-8")
+    assert read(path) == [Song("Uno", "", (), "a, b; c")]
+
+
+def test_lyrics_as_a_list_of_lines(tmp_path):
+    path = text(tmp_path / "songs.jsonl", '{"lyrics": ["uno", "dos"]}\n')
+    assert read(path)[0].lyrics == "uno\ndos"
+
+
+def test_what_an_earlier_split_wrote_is_no_source(tmp_path):
+    write(tmp_path / "a.jsonl")
+    (tmp_path / "splits").mkdir()
+    write(tmp_path / "splits" / "manifest.json")
+    assert find_sources([tmp_path], tmp_path / "splits") == [tmp_path / "a.jsonl"]
+
+
 def test_a_folder_gives_its_files_in_order_of_name(tmp_path):
     for name in ("b.jsonl", "a.csv", "sub/c.txt", "readme.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
