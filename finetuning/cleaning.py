@@ -10,7 +10,7 @@ from finetuning.corpus import END_OF_TEXT, Song
 _LEFT_BY_SITES: list[tuple[str, re.Pattern[str], str]] = [
     ("'You might also like'", re.compile(r"^[ \t]*You might also like(?=[ \t]*$|[A-ZÁÉÍÓÚÑ¡¿\[(])", re.MULTILINE), ""),
     ("'You might also like'", re.compile(r"You might also like(?=[ \t]*(?:\d*Embed)?\s*\Z)"), ""),
-    ("'12Embed'", re.compile(r"[ \t]*\d*[.,]?\d*K?Embed\s*\Z"), ""),
+    ("'12Embed'", re.compile(r"[ \t]*(?:\d+(?:[.,]\d+)?K?)?Embed\s*\Z"), ""),
     ("'3 Contributors ... Lyrics'", re.compile(r"\A\s*\d+ Contributors?[^\n]*?Lyrics"), ""),
     ("'See ... Live ... Get tickets'", re.compile(r"^See .{1,80} Live\s?Get tickets as low as \$\d+", re.MULTILINE), ""),
 ]

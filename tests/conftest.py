@@ -10,6 +10,7 @@ from finetuning.corpus import FieldNames, Song, read_songs
 from finetuning.embedded import SAMPLE_SONGS, embedded_model
 from tests.end_to_end.scripts import succeed
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers of two threads each would wait for each other
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

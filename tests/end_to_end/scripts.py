@@ -20,8 +20,11 @@ class Result:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment, never reaching for the hub or W&B unless a test says so."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **variables}
+    """This process's environment, never reaching for the hub or W&B unless a test says so.
+
+    One thread a process: for models this small more only wait for each other, and long where other work goes on beside.
+    """
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", **variables}
 
 
 def run(script: str, *arguments: Any, launch: Path | None = None, env: dict[str, str] | None = None) -> Result:

@@ -33,6 +33,7 @@ def test_a_clean_song_stays_as_it_is():
         ("uno \ud83d dos", "uno \ufffd dos"),
         ("uno \ud83c\udfb5 dos", "uno 🎵 dos"),
         ("uno\nla última12Embed", "uno\nla última"),
+        ("uno\nla última.1.2KEmbed", "uno\nla última."),
         ("uno\nla últimaEmbed", "uno\nla última"),
         ("3 ContributorsLa lluvia Lyricsuno\ndos", "uno\ndos"),
         ("uno\nSee Los Ñires LiveGet tickets as low as $45\ndos", "uno\n\ndos"),
