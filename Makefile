@@ -31,12 +31,12 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 
 quickstart: setup ## The whole job on the embedded model and sample: split, four stages, evaluation, report
 	@echo; echo "== 1 of 3: split the sample's songs into four parts, each with held-out songs"
-	$(BIN)/python split_data.py --input data/sample_songs.jsonl --output_dir data/splits/$(RUN_NAME) --validation_fraction 0.1
+	$(BIN)/python split_data.py --input data/sample_songs.jsonl --output_dir data/splits_$(RUN_NAME) --validation_fraction 0.1
 	@echo; echo "== 2 of 3: four stages of fine-tuning; the embedded model starts with random weights, hence the high learning rate"
-	$(BIN)/python train.py --stage 1 2 3 4 --run_name $(RUN_NAME) --data_dir data/splits/$(RUN_NAME) \
+	$(BIN)/python train.py --stage 1 2 3 4 --run_name $(RUN_NAME) --data_dir data/splits_$(RUN_NAME) \
 		--model_name_or_path embedded --num_epochs 4 --learning_rate 2e-3 --warmup_steps 10 --micro_batch_size 1
 	@echo; echo "== 3 of 3: evaluate the base model and the four stages"
-	$(BIN)/python evaluate.py --run_name $(RUN_NAME) --data_dir data/splits/$(RUN_NAME) --encoder embedded --num_samples 16
+	$(BIN)/python evaluate.py --run_name $(RUN_NAME) --data_dir data/splits_$(RUN_NAME) --encoder embedded --num_samples 16
 	@echo; echo "Look at:           runs/$(RUN_NAME)/evaluation/report.html  (open it in a browser)"
 	@echo "Your own songs:    $(BIN)/python split_data.py --input YOUR_SONGS.jsonl"
 	@echo "The real model:    $(BIN)/accelerate launch train.py --stage 1 2 3 4      (datificate/gpt2-small-spanish, from the hub)"
