@@ -33,7 +33,7 @@ from finetuning.errors import EXIT_INTERRUPTED, UserError, run_script
 from finetuning.files import umask, whole_folder
 from finetuning.interruption import Interruption
 from finetuning.models import load_causal_lm, require_songs_apart, weights_checksum
-from finetuning.perplexity import Likelihood, likelihoods, total
+from finetuning.perplexity import likelihoods, total
 from finetuning.plan import PARENT, Plans, StagePlan, differences, is_done, make_plans, print_plans
 from finetuning.progress import Progress, duration
 from finetuning.run_folder import RunFolder, StageFolder
@@ -164,11 +164,10 @@ def train_stage(
         warn=accelerator.print,
     )
 
-    def validate() -> Likelihood:
-        scored = likelihoods(model, plan.held_out, accelerator, window=plan.block_size, stride=plan.block_size // 2)
-        held_out = total(scored)
+    def validate() -> None:
+        scores = likelihoods(model, plan.held_out, accelerator, window=plan.block_size, stride=plan.block_size // 2)
+        held_out = total(scores)
         log.validation(state.completed_steps, held_out.loss, held_out.tokens)
-        return held_out
 
     if state.completed_steps == 0:
         validate()

@@ -1,7 +1,9 @@
 """What several tests need: songs, a split of them, a tiny model without dropout, a cache of its own."""
 
 import os
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,32 @@ def splits(songs_file: Path) -> Path:
 def fast(tiny_model: Path, splits: Path) -> list[str]:
     """Flags of a training that takes a second."""
     return ["--data_dir", splits, "--model_name_or_path", tiny_model, "--warmup_steps", "2", "--learning_rate", "1e-3"]
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of a given size, mounted on a new folder; the test is skipped where that isn't permitted."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def disk_of_64_kib(tmp_path: Path) -> Iterator[Path]:
+    """A disk too small for any model, or for a split of the sample."""
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        yield disk
+
+
+@pytest.fixture
+def disk_of_256_kib(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for some tiny checkpoints."""
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        yield disk

@@ -83,37 +83,25 @@ def test_several_wrong_values_at_once(folder):
     assert_refused(result, "--parts", "--validation_fraction", "--ordr", "did you mean --order?", lines=3)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 KiB, mounted read-write."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+def test_split_on_a_full_disk(disk_of_64_kib, songs_file):
+    result = run("split_data.py", "--input", songs_file, "--output_dir", disk_of_64_kib / "made" / "splits")
+    assert_refused(result, "the disk is full", str(disk_of_64_kib))
+    assert tree(disk_of_64_kib) == {}
 
 
-def test_split_on_a_full_disk(small_disk, songs_file):
-    result = run("split_data.py", "--input", songs_file, "--output_dir", small_disk / "made" / "splits")
-    assert_refused(result, "the disk is full", str(small_disk))
-    assert tree(small_disk) == {}
+def test_train_on_a_full_disk(disk_of_64_kib, fast):
+    assert_refused(run("train.py", "--stage", 1, "--output_dir", disk_of_64_kib / "runs", *fast), "need", "of disk")
+    assert tree(disk_of_64_kib) == {}
 
 
-def test_train_on_a_full_disk(small_disk, fast):
-    assert_refused(run("train.py", "--stage", 1, "--output_dir", small_disk / "runs", *fast), "need", "of disk")
-    assert tree(small_disk) == {}
-
-
-def test_a_read_only_output_folder(small_disk, songs_file, fast):
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+def test_a_read_only_output_folder(disk_of_64_kib, songs_file, fast):
+    subprocess.run(["mount", "-o", "remount,ro", disk_of_64_kib], check=True)
     for result in (
-        run("split_data.py", "--input", songs_file, "--output_dir", small_disk / "splits"),
-        run("train.py", "--stage", 1, "--output_dir", small_disk / "runs", *fast),
+        run("split_data.py", "--input", songs_file, "--output_dir", disk_of_64_kib / "splits"),
+        run("train.py", "--stage", 1, "--output_dir", disk_of_64_kib / "runs", *fast),
     ):
         assert_refused(result, "--output_dir", "can't be written to")
-    assert tree(small_disk) == {}
+    assert tree(disk_of_64_kib) == {}
 
 
 TRAIN_MISTAKES = {
