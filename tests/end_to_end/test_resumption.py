@@ -229,12 +229,13 @@ def test_a_run_that_diverges_replaces_nothing(fast, tmp_path):
     assert record(tmp_path / "default" / "stage_1") == before
 
 
-def test_two_trainers_of_one_run_are_kept_apart(slow, fast, tmp_path):
+def test_two_trainers_of_one_run_are_kept_apart(slow, tmp_path):
     stage = tmp_path / "default" / "stage_1"
     process = start("--stage", 1, "--output_dir", tmp_path, *slow)
     while not metrics_of(stage):
         assert process.poll() is None
         time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGSTOP)  # so that it is still at work when the other one comes
     refused = run("train.py", "--stage", 1, "--output_dir", tmp_path, *slow)
     assert refused.status == 2
     assert "another train.py is at work" in refused.err
