@@ -100,11 +100,12 @@ def make_plans(config: TrainConfig, run: RunFolder, mixed_precision: str) -> Pla
     context = context_length(parent.found, parent.flag)
     if config.block_size and config.block_size > context:
         raise UserError(f"--block_size {config.block_size}: the model sees {context} tokens at most; choose a smaller one")
+    block_size = config.block_size or context
+    split = split_checksum(config.data_dir)
     stages = []
     for stage in config.stage:
         if stages:
             parent = _stage_parent(run, stage - 1)
-        block_size = config.block_size or context
         tokens = [tokenize_song(song, tokenizer, config.song_header)[0] for song in songs[stage, "train"]]
         held_out = [Text(tokenize_song(song, tokenizer, config.song_header)[0]) for song in songs[stage, "validation"]]
         blocks = [cut_into_blocks(song, block_size) for song in tokens]
@@ -116,7 +117,7 @@ def make_plans(config: TrainConfig, run: RunFolder, mixed_precision: str) -> Pla
             }
             for side in ("train", "validation")
         }
-        data["split_sha256"] = split_checksum(config.data_dir)
+        data["split_sha256"] = split
         data["train"]["tokens"] = sum(map(count_targets, blocks))
         data["train"]["blocks"] = sum(map(len, blocks))
         data["validation"]["tokens"] = sum(len(text.tokens) - 1 for text in held_out)
@@ -236,8 +237,9 @@ def _first_parent(config: TrainConfig, run: RunFolder) -> Parent:
     if stage == 1:
         flag = "--model_name_or_path"
         return Parent(config.model_name_or_path, find_causal_lm(config.model_name_or_path, flag), flag)
-    for earlier, record in run.chain(stage - 1).items():
-        if record["data"]["split_sha256"] != split_checksum(config.data_dir):
+    records, split = run.chain(stage - 1), split_checksum(config.data_dir)
+    for earlier, record in records.items():
+        if record["data"]["split_sha256"] != split:
             raise UserError(
                 f"--data_dir {config.data_dir}: stage {earlier} of run '{run.run_name}' was trained on another split, which "
                 "may have held out other songs; name that one, or choose another --run_name"
